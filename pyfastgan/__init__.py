@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import ops
+from .ops._backends import BackendError, use_backend
+
 __version__ = "0.1.0"
 
 _LAZY = ("nn", "gan", "training", "data", "metrics")

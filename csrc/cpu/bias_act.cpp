@@ -1,0 +1,286 @@
+// y = clamp(gain * act(x + bias)), its backward and the backward of that. One pass each.
+//
+// Floor, n elements of s bytes: forward 2 n s, backward 3 n s, backward of the backward 4 n s (piecewise linear: 3 n s)
+// over the copy bandwidth; the arithmetic of the piecewise-linear ones hides under it.
+//
+// A tensor is (outer, channels, inner). With inner = 1 (channels last, or no spatial extent) the bias runs along the
+// innermost axis, otherwise it is one number a row. Sums over all but the channels are made from fixed pieces in a
+// fixed order, so that they do not depend on the number of threads.
+#include "types.h"
+#include "threads.h"
+
+#include <memory>
+
+#include "../export.h"
+#include "../math/activation.h"
+
+namespace PF_NAMESPACE {
+namespace {
+
+constexpr int64_t kPiece = 16384;   // elements of a piece of work
+constexpr int64_t kSmall = 32768;   // below this the calling thread does it all
+
+struct Shape {
+    int64_t outer, channels, inner;
+    int64_t size() const { return outer * channels * inner; }
+};
+
+// Everything a formula needs beside the elements. A clamp that is not wanted is NaN: no comparison with it holds.
+template <class S>
+struct Settings {
+    S slope, gain, clamp;
+    bool clamped() const { return clamp == clamp; }
+};
+
+// Where the piecewise-linear ones read their sign from: the output, whose sign is that of gain * x.
+template <int A, class V>
+PF_FN V slope_at(V at, V bias, const Settings<Scalar<V>>& s) {
+    if constexpr (piecewise_linear(A))
+        return activate_slope<A>(select(splat<V>(s.gain) < Scalar<V>(0), -at, at), s.slope);
+    else
+        return activate_slope<A>(at + bias, s.slope);
+}
+
+// d y / d x without the activation: gain where the clamp does not bind, zero where it does.
+template <int A, class V>
+PF_FN V open_gain(V at, V bias, const Settings<Scalar<V>>& s) {
+    const V gain = splat<V>(s.gain);
+    if (!s.clamped()) return gain;
+    V y = at;
+    if constexpr (!piecewise_linear(A)) y = activate<A>(at + bias, s.slope) * s.gain;
+    return select(absolute(y) >= s.clamp, splat<V>(0), gain);
+}
+
+template <int A, class T>
+struct Forward {
+    using V = Pack<T>;
+    static constexpr int kIn = 1, kOut = 1;
+    static PF_FN V apply(const V* in, V bias, V, const Settings<Scalar<V>>& s, V* out) {
+        V y = activate<A>(in[0] + bias, s.slope) * s.gain;
+        if (s.clamped()) {
+            y = select(y > s.clamp, splat<V>(s.clamp), y);
+            y = select(y < -s.clamp, splat<V>(-s.clamp), y);
+        }
+        out[0] = y;
+        return y;
+    }
+};
+
+// in: dy, and y (piecewise linear) or x; `extra` is added to dy. Returns dx, which is also what the bias gradient sums.
+template <int A, class T>
+struct Backward {
+    using V = Pack<T>;
+    static constexpr int kIn = 2, kOut = 1;
+    static PF_FN V apply(const V* in, V bias, V extra, const Settings<Scalar<V>>& s, V* out) {
+        out[0] = (in[0] + extra) * slope_at<A>(in[1], bias, s) * open_gain<A>(in[1], bias, s);
+        return out[0];
+    }
+};
+
+// in: ddx, dy, x; `extra` is the cotangent of the bias gradient. out: gradients to dy and to x.
+template <int A, class T>
+struct BackwardBackward {
+    using V = Pack<T>;
+    static constexpr int kIn = 3, kOut = 2;
+    static PF_FN V apply(const V* in, V bias, V extra, const Settings<Scalar<V>>& s, V* out) {
+        const V v = (in[0] + extra) * open_gain<A>(in[2], bias, s);
+        out[0] = v * slope_at<A>(in[2], bias, s);
+        out[1] = v * in[1] * activate_curvature<A>(in[2] + bias);
+        return out[1];
+    }
+};
+
+template <class T, class F>
+struct Pointers {
+    const T* in[F::kIn];
+    T* out[F::kOut];
+};
+
+// n elements that lie next to each other. `bias` and `extra` advance with them if kAlong, else they are one pack each.
+// `sums` gets what F returns: per element if kAlong, else into the single pack.
+template <bool kAlong, class T, class F, class V = Pack<T>, class S = Scalar<V>>
+PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
+               const Settings<S>& s) {
+    constexpr int64_t kStep = lanes<T>();
+    V total = splat<V>(0);
+    V in[F::kIn], out[F::kOut];
+    int64_t k = 0;
+    for (; k + kStep <= n; k += kStep) {
+        for (int j = 0; j < F::kIn; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
+        const V r = F::apply(in, load<V>(bias + (kAlong ? k : 0)), load<V>(extra + (kAlong ? k : 0)), s, out);
+        for (int j = 0; j < F::kOut; ++j) Storage<T>::write(p.out[j] + start + k, out[j]);
+        if constexpr (kAlong) {
+            if (sums) store(sums + k, load<V>(sums + k) + r);
+        } else {
+            total += r;
+        }
+    }
+    if (k < n) {
+        for (int j = 0; j < F::kIn; ++j) in[j] = read_part(p.in[j] + start + k, n - k);
+        V b, e;
+        if constexpr (kAlong) {
+            b = splat<V>(0);
+            e = splat<V>(0);
+            memcpy(&b, bias + k, static_cast<std::size_t>(n - k) * sizeof(S));
+            memcpy(&e, extra + k, static_cast<std::size_t>(n - k) * sizeof(S));
+        } else {
+            b = load<V>(bias);
+            e = load<V>(extra);
+        }
+        const V r = F::apply(in, b, e, s, out);
+        for (int j = 0; j < F::kOut; ++j) write_part(p.out[j] + start + k, out[j], n - k);
+        for (int lane = 0; lane < n - k; ++lane) {
+            if constexpr (kAlong) {
+                if (sums) sums[k + lane] += r[lane];
+            } else {
+                total[lane] += r[lane];
+            }
+        }
+    }
+    if constexpr (!kAlong)
+        if (sums) store(sums, load<V>(sums) + total);
+}
+
+// One number a row: the rows in pieces of whole rows, or of parts of one row where rows are long.
+template <class T, class F, class S = Scalar<Pack<T>>>
+void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums, const Settings<S>& s,
+              int threads) {
+    constexpr int kStep = lanes<T>();
+    const int64_t rows = shape.outer * shape.channels;
+    const int64_t parts = (shape.inner + kPiece - 1) / kPiece;  // of a row
+    const int64_t group = parts > 1 ? 1 : (kPiece + shape.inner - 1) / shape.inner;  // rows of a piece
+    const int64_t pieces = parts > 1 ? rows * parts : (rows + group - 1) / group;
+    // What each row, or part of a row, adds to its channel's sum.
+    const std::unique_ptr<S[]> partial(sums ? new S[rows * parts] : nullptr);
+    parallel_for(pieces, threads, shape.size() < kSmall, [&](int64_t piece) {
+        const int64_t first = parts > 1 ? piece / parts : piece * group;
+        const int64_t last = parts > 1 ? first + 1 : (first + group < rows ? first + group : rows);
+        const int64_t begin = parts > 1 ? piece % parts * kPiece : 0;
+        const int64_t n = parts > 1 && begin + kPiece < shape.inner ? kPiece : shape.inner - begin;
+        S b[kStep], e[kStep], total[kStep];
+        for (int64_t row = first; row < last; ++row) {
+            const int64_t c = row % shape.channels;
+            for (int k = 0; k < kStep; ++k) {
+                b[k] = bias ? static_cast<S>(to_scalar(bias[c])) : S(0);
+                e[k] = extra ? static_cast<S>(to_scalar(extra[c])) : S(0);
+                total[k] = 0;
+            }
+            run<false, T, F>(p, row * shape.inner + begin, n, b, e, sums ? total : nullptr, s);
+            if (!sums) continue;
+            S sum = 0;
+            for (int k = 0; k < kStep; ++k) sum += total[k];
+            partial[row * parts + (parts > 1 ? piece % parts : 0)] = sum;
+        }
+    });
+    if (!sums) return;
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        S sum = 0;
+        for (int64_t n = 0; n < shape.outer; ++n)
+            for (int64_t k = 0; k < parts; ++k) sum += partial[(n * shape.channels + c) * parts + k];
+        sums[c] = sum;
+    }
+}
+
+// The bias along the innermost axis. Few channels are repeated until they fill packs, several rows at a time.
+template <class T, class F, class S = Scalar<Pack<T>>>
+void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums,
+                   const Settings<S>& s, int threads) {
+    const int64_t channels = shape.channels;
+    const int64_t repeat = channels % lanes<T>() == 0 || channels > 1024 ? 1 : lanes<T>();
+    const int64_t width = channels * repeat;
+    const int64_t rows_per_piece = ((kPiece + width - 1) / width) * repeat;
+    const int64_t pieces = (shape.outer + rows_per_piece - 1) / rows_per_piece;
+    const std::unique_ptr<S[]> b(new S[width]), e(new S[width]);
+    for (int64_t k = 0; k < width; ++k) {
+        b[k] = bias ? static_cast<S>(to_scalar(bias[k % channels])) : S(0);
+        e[k] = extra ? static_cast<S>(to_scalar(extra[k % channels])) : S(0);
+    }
+    const std::unique_ptr<S[]> partial(sums ? new S[pieces * width]() : nullptr);
+    parallel_for(pieces, threads, shape.size() < kSmall, [&](int64_t piece) {
+        const int64_t begin = piece * rows_per_piece * channels;
+        const int64_t rest = shape.size() - begin;
+        const int64_t n = rest < rows_per_piece * channels ? rest : rows_per_piece * channels;
+        for (int64_t k = 0; k < n; k += width)
+            run<true, T, F>(p, begin + k, n - k < width ? n - k : width, b.get(), e.get(),
+                            sums ? partial.get() + piece * width : nullptr, s);
+    });
+    if (!sums) return;
+    for (int64_t c = 0; c < channels; ++c) {
+        S sum = 0;
+        for (int64_t piece = 0; piece < pieces; ++piece)
+            for (int64_t k = c; k < width; k += channels) sum += partial[piece * width + k];
+        sums[c] = sum;
+    }
+}
+
+template <template <int, class> class F, class T, int A>
+void run_act(Shape shape, const void* const* in, void* const* out, const void* bias, const void* extra, void* sums,
+             double slope, double gain, double clamp, int threads) {
+    using S = Scalar<Pack<T>>;
+    using Op = F<A, T>;
+    const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), static_cast<S>(clamp)};
+    Pointers<T, Op> p;
+    for (int k = 0; k < Op::kIn; ++k) p.in[k] = static_cast<const T*>(in[k]);
+    for (int k = 0; k < Op::kOut; ++k) p.out[k] = static_cast<T*>(out[k]);
+    const T* b = static_cast<const T*>(bias);
+    const T* e = static_cast<const T*>(extra);
+    const std::unique_ptr<S[]> totals(sums ? new S[shape.channels]() : nullptr);
+    if (shape.size() > 0) {
+        if (shape.inner == 1)
+            run_innermost<T, Op>(shape, p, b, e, totals.get(), s, threads);
+        else
+            run_rows<T, Op>(shape, p, b, e, totals.get(), s, threads);
+    }
+    if (sums)
+        for (int64_t c = 0; c < shape.channels; ++c) static_cast<T*>(sums)[c] = from_scalar<T>(totals[c]);
+}
+
+template <template <int, class> class F>
+const char* dispatch(int type, int act, Shape shape, const void* const* in, void* const* out, const void* bias,
+                     const void* extra, void* sums, double slope, double gain, double clamp, int threads) {
+    return with_type(type, [&](auto t) -> const char* {
+        using T = decltype(t);
+        decltype(&run_act<F, T, 0>) table[] = {run_act<F, T, 0>, run_act<F, T, 1>, run_act<F, T, 2>,
+                                               run_act<F, T, 3>, run_act<F, T, 4>, run_act<F, T, 5>,
+                                               run_act<F, T, 6>, run_act<F, T, 7>};
+        if (act < 0 || act >= kActCount) return "unknown activation";
+        table[act](shape, in, out, bias, extra, sums, slope, gain, clamp, threads);
+        return nullptr;
+    });
+}
+
+}  // namespace
+
+static const char* bias_act(const void* x, const void* bias, void* y, int type, int64_t outer, int64_t channels,
+                            int64_t inner, int act, double slope, double gain, double clamp, int threads) {
+    const void* in[] = {x};
+    void* out[] = {y};
+    return dispatch<Forward>(type, act, {outer, channels, inner}, in, out, bias, nullptr, nullptr, slope, gain,
+                             clamp, threads);
+}
+PF_EXPORT(bias_act);
+
+// `at` is y for the piecewise-linear activations and x for the others; shift (added to dy) and dbias may be null.
+static const char* bias_act_backward(const void* dy, const void* shift, const void* at, const void* bias, void* dx,
+                                     void* dbias, int type, int64_t outer, int64_t channels, int64_t inner, int act, double slope,
+                                     double gain, double clamp, int threads) {
+    const void* in[] = {dy, at};
+    void* out[] = {dx};
+    return dispatch<Backward>(type, act, {outer, channels, inner}, in, out, bias, shift, dbias, slope, gain,
+                              clamp, threads);
+}
+PF_EXPORT(bias_act_backward);
+
+// For the smooth activations. shift, the cotangent of the bias gradient, and grad_bias may be null.
+static const char* bias_act_backward_backward(const void* ddx, const void* shift, const void* dy, const void* x,
+                                              const void* bias, void* grad_dy, void* grad_x, void* grad_bias,
+                                              int type, int64_t outer, int64_t channels, int64_t inner, int act,
+                                              double slope, double gain, double clamp, int threads) {
+    const void* in[] = {ddx, dy, x};
+    void* out[] = {grad_dy, grad_x};
+    return dispatch<BackwardBackward>(type, act, {outer, channels, inner}, in, out, bias, shift, grad_bias, slope,
+                                      gain, clamp, threads);
+}
+PF_EXPORT(bias_act_backward_backward);
+
+}  // namespace PF_NAMESPACE

@@ -1,0 +1,122 @@
+// SIMD packs from the compiler's vector extensions, and the functions that csrc/math asks of a value type.
+// Include it before any formula: built-in vector types are not found by argument-dependent lookup.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#include "../math/value.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace PF_NAMESPACE {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+constexpr int kLanes = kVectorBytes / 4;  // of 32 bits
+
+typedef float vfloat __attribute__((vector_size(kVectorBytes)));
+typedef int32_t vint __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t vuint __attribute__((vector_size(kVectorBytes)));
+typedef double vdouble __attribute__((vector_size(kVectorBytes)));
+typedef int64_t vlong __attribute__((vector_size(kVectorBytes)));
+typedef uint64_t vword __attribute__((vector_size(kVectorBytes)));  // a 32-bit word in each 64-bit lane
+typedef uint16_t vhalf __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class V>
+PF_FN V load(const void* p) {
+    V v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V>
+PF_FN void store(void* p, V v) {
+    memcpy(p, &v, sizeof v);
+}
+
+PF_FN float scalar_of(vfloat) { return 0; }
+PF_FN double scalar_of(vdouble) { return 0; }
+
+PF_FN vfloat select(vint c, vfloat a, vfloat b) { return c ? a : b; }
+PF_FN vint select(vint c, vint a, vint b) { return c ? a : b; }
+PF_FN vdouble select(vlong c, vdouble a, vdouble b) { return c ? a : b; }
+
+PF_FN vint as_bits(vfloat x) { return (vint)x; }
+PF_FN vfloat from_bits(vint i) { return (vfloat)i; }
+PF_FN vfloat to_float(vint i) { return __builtin_convertvector(i, vfloat); }
+PF_FN vint to_signed(vuint w) { return (vint)w; }
+
+PF_FN vfloat square_root(vfloat x) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+    return (vfloat)_mm_sqrt_ps((__m128)x);
+#else
+    for (int k = 0; k < kLanes; ++k) x[k] = ::sqrtf(x[k]);
+    return x;
+#endif
+}
+
+// a's low 32 bits times m; the product's low half keeps the high one above it, which the next round ignores.
+PF_FN void multiply_wide(vword a, uint32_t m, vword& high, vword& low) {
+    const vword b = vword{} + m;
+#if defined(__AVX512F__)
+    low = (vword)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    low = (vword)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    low = (vword)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    low = (a & 0xffffffffu) * b;
+#endif
+    high = low >> 32;
+}
+
+template <std::size_t... I>
+PF_FN vfloat interleave_low(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * kLanes)...);
+}
+template <std::size_t... I>
+PF_FN vfloat interleave_high(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (kLanes / 2 + I / 2 + (I % 2) * kLanes)...);
+}
+// a0 b0 a1 b1 ... : the first and the second half of the two vectors merged.
+PF_FN vfloat interleave_low(vfloat a, vfloat b) {
+    return interleave_low(a, b, std::make_index_sequence<kLanes>{});
+}
+PF_FN vfloat interleave_high(vfloat a, vfloat b) {
+    return interleave_high(a, b, std::make_index_sequence<kLanes>{});
+}
+
+// float64 goes through the standard library lane by lane: it is here to be right, not to be fast.
+template <class F>
+PF_FN vdouble each_lane(vdouble x, F f) {
+    for (int k = 0; k < kLanes / 2; ++k) x[k] = f(x[k]);
+    return x;
+}
+PF_FN vdouble exponential(vdouble x) {
+    return each_lane(x, [](double v) { return ::exp(v); });
+}
+PF_FN vdouble log1p_unit(vdouble x) {
+    return each_lane(x, [](double v) { return ::log1p(v); });
+}
+PF_FN vdouble logistic(vdouble x) { return 1.0 / (1.0 + exponential(-x)); }
+PF_FN vdouble hyperbolic_tangent(vdouble x) {
+    return each_lane(x, [](double v) { return ::tanh(v); });
+}
+PF_FN vdouble normal_cdf(vdouble x) {
+    return each_lane(x, [](double v) { return 0.5 * ::erfc(v * -0.70710678118654752440); });
+}
+
+}  // namespace PF_NAMESPACE

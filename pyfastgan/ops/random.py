@@ -1,0 +1,437 @@
+"""random_words, random_uniform, random_normal: counter-based random numbers, the same on every backend.
+
+Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the 64-bit
+seed, the counter (block low, block high, sample, stream). Dimension 0 of the shape counts samples, a 1-D shape is one
+sample; element j of a sample is lane j % 4 of block j // 4. So the numbers of a sample do not depend on the batch it
+stands in, on the number of threads or on the device.
+
+    words     uint32 words in an int64 tensor
+    uniform   u = (w + 1/2) / 2^32, rounded down in the output type: 0 <= u < 1, and never 0 in float32 and float64
+    normal    Box & Muller (1958) on word pairs (0, 1) and (2, 3): sqrt(-2 ln u0) (cos 2 pi u1, sin 2 pi u1), where u0 and
+              u1 are not rounded first
+
+Words are bitwise equal on every backend, normals within 4 ulp of max(|z|, 1). Not differentiable. Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._common import TYPE_NUMBER
+from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, register
+
+_MASK = 0xFFFFFFFF
+
+
+def _samples_elements(shape: Sequence[int]) -> tuple[int, int]:
+    """How many samples a shape holds and how many elements each has."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def _philox(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:
+    """Ten rounds on int64 tensors that hold uint32 words."""
+    for _ in range(10):
+        # The products wrap around in int64; their 64 bits are right all the same.
+        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+        counter = [
+            ((product1 >> 32) & _MASK) ^ counter[1] ^ key0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ counter[3] ^ key1,
+            product0 & _MASK,
+        ]
+        key0, key1 = (key0 + 0x9E3779B9) & _MASK, (key1 + 0xBB67AE85) & _MASK
+    return counter
+
+
+def _word_blocks(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    """The words as (samples, blocks, 4), the last block filled up."""
+    samples, elements = _samples_elements(shape)
+    block = torch.arange((elements + 3) // 4, device=seed.device)[None, :]
+    sample = torch.arange(samples, device=seed.device)[:, None]
+    sample = sample * 0 if seed.dim() else (sample + sample_offset) & _MASK
+    key = seed.reshape(-1, 1)
+    zero = torch.zeros_like(block + sample)
+    counter = [zero + (block & _MASK), zero + (block >> 32), zero + sample, zero + stream]
+    words = _philox(counter, zero + (key & _MASK), zero + ((key >> 32) & _MASK))
+    return torch.stack(words, dim=-1)
+
+
+def _in_shape(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    _, elements = _samples_elements(shape)
+    return blocks.flatten(1)[:, :elements].reshape(shape)
+
+
+def _words_kernel(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    return _in_shape(_word_blocks(seed, shape, stream, sample_offset), shape)
+
+
+def round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Non-negative float64 numbers to the nearest number of `dtype` that is not above them."""
+    y = x.to(dtype)
+    below = torch.nextafter(y, torch.zeros_like(y))
+    return torch.where(y.double() > x, below, y)
+
+
+def _uniform_kernel(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+) -> Tensor:
+    words = _words_kernel(seed, shape, stream, sample_offset)
+    return round_down((words.double() + 0.5) * 2.0**-32, dtype)
+
+
+def _normal_kernel(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+) -> Tensor:
+    words = _word_blocks(seed, shape, stream, sample_offset)
+    w0, w1 = words[..., 0::2], words[..., 1::2]
+    radius = torch.sqrt(-2.0 * torch.log((w0.double() + 0.5) * 2.0**-32))
+    # The nearest quarter of a turn is taken off in integers, so that small sines and cosines keep their precision.
+    quarter = (w1 + (1 << 29)) >> 30
+    angle = ((w1 - (quarter << 30)).double() + 0.5) * (2.0 * math.pi * 2.0**-32)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    odd = quarter % 2 == 1
+    cosine, sine = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    cosine = torch.where((quarter + 1) & 2 != 0, -cosine, cosine)
+    sine = torch.where(quarter & 2 != 0, -sine, sine)
+    normals = torch.stack((radius * cosine, radius * sine), dim=-1).flatten(-2)
+    return _in_shape(normals, shape).to(dtype)
+
+
+def _fake(
+    seed: Tensor,
+    shape: Sequence[int],
+    stream: int,
+    sample_offset: int,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    return seed.new_empty(shape, dtype=dtype)
+
+
+def _launch_arguments(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int
+) -> tuple[Tensor, tuple[int, ...]]:
+    samples, elements = _samples_elements(shape)
+    seed = seed.contiguous()
+    return seed, (samples, elements, seed.data_ptr(), int(seed.dim() > 0), stream, sample_offset)
+
+
+def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    out = seed.new_empty(shape)
+    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+    _backends.native("_cpu").random_words(out.data_ptr(), *arguments, torch.get_num_threads())
+    return out
+
+
+def _numbers_cpu(name: str) -> Any:
+    def run(
+        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+    ) -> Tensor:
+        out = seed.new_empty(shape, dtype=dtype)
+        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+        kernel = getattr(_backends.native("_cpu"), name)
+        kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
+        return out
+
+    return run
+
+
+def _words_cuda(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    out = seed.new_empty(shape)
+    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+    with torch.cuda.device(seed.device):
+        queue = torch.cuda.current_stream().cuda_stream
+        _backends.native("_cuda").random_words(out.data_ptr(), *arguments, queue)
+    return out
+
+
+def _numbers_cuda(name: str) -> Any:
+    def run(
+        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+    ) -> Tensor:
+        out = seed.new_empty(shape, dtype=dtype)
+        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+        kernel = getattr(_backends.native("_cuda"), name)
+        with torch.cuda.device(seed.device):
+            queue = torch.cuda.current_stream().cuda_stream
+            kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, queue)
+        return out
+
+    return run
+
+
+_COUNTER = "Tensor seed, SymInt[] shape, int stream, SymInt sample_offset"
+
+_words = Kernel(
+    f"random_words({_COUNTER}) -> Tensor",
+    reference=_words_kernel,
+    fake=_fake,
+    cpu=_words_cpu,
+    cuda=_words_cuda,
+)
+_uniform = Kernel(
+    f"random_uniform({_COUNTER}, ScalarType dtype) -> Tensor",
+    reference=_uniform_kernel,
+    fake=_fake,
+    cpu=_numbers_cpu("random_uniform"),
+    cuda=_numbers_cuda("random_uniform"),
+)
+_normal = Kernel(
+    f"random_normal({_COUNTER}, ScalarType dtype) -> Tensor",
+    reference=_normal_kernel,
+    fake=_fake,
+    cpu=_numbers_cpu("random_normal"),
+    cuda=_numbers_cuda("random_normal"),
+)
+
+
+def seed_tensor(
+    seed: int | Tensor | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+    samples: int,
+) -> Tensor:
+    """The seed as an int64 tensor on `device`, 0-dimensional or one a sample; drawn without a host sync if None.
+
+    Raises:
+        TypeError: the seed is neither an int nor an int64 tensor.
+        ValueError: it is out of range, on another device, of another length than `samples`, or given beside a generator.
+    """
+    if seed is None:
+        return torch.randint(
+            -(2**63), 2**63 - 1, (), generator=generator, dtype=torch.int64, device=device
+        )
+    if generator is not None:
+        raise ValueError("generator must be None when a seed is given, got both")
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed must be an int64 tensor or an int, got a tensor of {seed.dtype}")
+        if seed.device != device:
+            raise ValueError(f"seed must be on {device} like the output, got {seed.device}")
+        if seed.dim() > 1 or (seed.dim() == 1 and seed.size(0) != samples):
+            raise ValueError(
+                f"seed must be a number or one number for each of {samples} samples, "
+                f"got shape {tuple(seed.shape)}"
+            )
+        return seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an int64 tensor or an int, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must lie in [-2^63, 2^64), got {seed}")
+    return torch.full((), seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device=device)
+
+
+def check_counter(stream: int, sample_offset: int, samples: int) -> None:
+    """Refuses a stream or a range of samples that 32 bits do not hold."""
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"stream must lie in [0, 2^32), got {stream}")
+    if sample_offset < 0 or sample_offset + samples > 2**32:
+        raise ValueError(
+            f"sample_offset must be at least 0 and sample_offset + {samples} samples at most 2^32, "
+            f"got {sample_offset}"
+        )
+
+
+def _prepare(
+    shape: Sequence[int],
+    seed: int | Tensor | None,
+    stream: int,
+    sample_offset: int,
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+) -> tuple[Tensor, list[int]]:
+    if isinstance(shape, int) or not all(isinstance(n, int | torch.SymInt) for n in shape):
+        raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
+    samples, _ = _samples_elements(shape)
+    check_counter(stream, sample_offset, samples)
+    if device is not None:
+        place = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+    elif isinstance(seed, Tensor):
+        place = seed.device
+    elif generator is not None:
+        place = generator.device
+    else:
+        place = torch.get_default_device()
+    return seed_tensor(seed, generator, place, samples), list(shape)
+
+
+def _output_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in TYPE_NUMBER:
+        raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+    return dtype
+
+
+def random_words(
+    shape: Sequence[int],
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Random 32-bit words of Philox4x32-10, as numbers from 0 to 2^32 - 1 in an int64 tensor.
+
+    Args:
+        shape: dimension 0 counts samples; a 1-D shape is one sample.
+        seed: a number, an int64 tensor with one number, or with one for each sample: then a sample has the same words
+            wherever it stands in the batch. None draws one from torch's generator, on the device, without a host sync.
+        stream: separates uses under one seed, e.g. layers or time steps; 0 to 2^32 - 1.
+        sample_offset: the number of the first sample, so that parts of a batch give what the whole would.
+        generator: the torch generator that a missing seed is drawn from.
+        device: where; by default the seed's, the generator's, or torch's default device.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
+    """
+    key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
+    return _words(key, size, stream, sample_offset)
+
+
+def random_uniform(
+    shape: Sequence[int],
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniform numbers in [0, 1): (w + 1/2) / 2^32 of each word w, rounded down in `dtype`.
+
+    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or float16, by default torch's
+    default dtype. float64 numbers have 32 random bits.
+    """
+    dtype = _output_dtype(dtype)
+    key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
+    return _uniform(key, size, stream, sample_offset, dtype)
+
+
+def random_normal(
+    shape: Sequence[int],
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal numbers by Box and Muller's formula; at most 6.8 in magnitude, as 32-bit words allow.
+
+    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or float16, by default torch's
+    default dtype. Half types are rounded from float32.
+    """
+    dtype = _output_dtype(dtype)
+    key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
+    return _normal(key, size, stream, sample_offset, dtype)
+
+
+def _reference(kernel: Any, typed: bool) -> Any:
+    def reference(
+        shape: Sequence[int],
+        seed: int | Tensor | None = None,
+        *,
+        stream: int = 0,
+        sample_offset: int = 0,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
+        return kernel(key, size, stream, sample_offset, *([_output_dtype(dtype)] if typed else []))
+
+    return reference
+
+
+random_words_reference = _reference(_words_kernel, typed=False)
+random_uniform_reference = _reference(_uniform_kernel, typed=True)
+random_normal_reference = _reference(_normal_kernel, typed=True)
+
+# Shapes for each path of the kernels: blocks all in one sample, an odd end, samples shorter than a vector of blocks,
+# shorter than a block, more than one piece of work, nothing at all; seeds of a batch and of each sample.
+_SHAPES: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
+    ("images", (4, 3, 16, 16), {"seed": 1234}),
+    ("odd sizes", (5, 7, 3), {"seed": -1, "stream": 2**32 - 1, "sample_offset": 2**32 - 5}),
+    ("points", (1000, 2), {"seed": 2**64 - 1, "stream": 3}),
+    ("one number each", (33, 1), {"seed": 5}),
+    ("one sample", (10007,), {"seed": 2**40 + 17}),
+    ("scalar", (), {"seed": 8}),
+    ("empty", (0, 4), {"seed": 8}),
+    ("empty samples", (4, 0), {"seed": 8}),
+    ("seed a sample", (6, 37), {"seed": torch.tensor([1, 2, 3, -(2**63), 2**63 - 1, 1])}),
+    ("large", (3, 70001), {"seed": 99, "sample_offset": 12}),
+)
+
+_BAD_COUNTERS = (
+    ("negative size", ((2, -1),), {"seed": 1}, ValueError, "shape must not have negative sizes"),
+    ("shape is a number", (4,), {"seed": 1}, TypeError, "shape must be a sequence of ints"),
+    ("seed out of range", ((2, 3),), {"seed": 2**64}, ValueError, "seed must lie in"),
+    ("seed is a float", ((2, 3),), {"seed": 1.5}, TypeError, "seed must be an int64 tensor or an int"),
+    ("int32 seeds", ((2, 3),), {"seed": torch.zeros(2, dtype=torch.int32)}, TypeError, "int64"),
+    ("too few seeds", ((2, 3),), {"seed": torch.zeros(3, dtype=torch.int64)}, ValueError, "2 samples"),
+    ("stream too large", ((2, 3),), {"seed": 1, "stream": 2**32}, ValueError, "stream must lie in"),
+    ("offset too large", ((2, 3),), {"seed": 1, "sample_offset": 2**32 - 1}, ValueError, "sample_offset"),
+    ("seed and generator", ((2, 3),), {"seed": 1, "generator": torch.Generator()}, ValueError, "generator"),
+)  # fmt: skip
+
+_SIZES = (("200 thousand", 200_000), ("1 million", 1_000_000), ("4 million", 4_000_000))
+
+
+def _rows(name: str, eager: Any, ours: Any, item: int) -> Any:
+    def rows() -> list[Row]:
+        return [
+            Row(
+                name,
+                label,
+                lambda size=size: {  # type: ignore[misc]
+                    "ours": lambda: ours((size,)),
+                    "eager": lambda: eager(size),
+                },
+                bytes=size * item,
+            )
+            for label, size in _SIZES
+        ]
+
+    return rows
+
+
+def _register(
+    function: Any, reference: Any, kernel: Kernel, epsilon: float, eager: Any, item: int
+) -> None:
+    typed = function is not random_words
+    bad = _BAD_COUNTERS
+    if typed:
+        bad += (("int dtype", ((2, 3),), {"seed": 1, "dtype": torch.int32}, TypeError, "dtype must be"),)
+    register(
+        Op(
+            name=function.__name__,
+            function=function,
+            reference=reference,
+            kernels=(kernel,),
+            samples=tuple(
+                Sample(label, (shape,), dict(kwargs), takes_dtype=typed)
+                for label, shape, kwargs in _SHAPES
+            ),
+            bad_calls=tuple(BadCall(*call) for call in bad),
+            orders=0,
+            epsilon={dtype: epsilon * torch.finfo(dtype).eps for dtype in FLOATS},
+            rows=_rows(function.__name__, eager, function, item),
+        )
+    )
+
+
+_register(random_words, random_words_reference, _words, 0, lambda n: torch.randint(2**32, (n,)), 8)
+_register(random_uniform, random_uniform_reference, _uniform, 0, torch.rand, 4)
+_register(random_normal, random_normal_reference, _normal, 4, torch.randn, 4)
