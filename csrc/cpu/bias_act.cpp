@@ -218,7 +218,9 @@ void run_act(Shape shape, const void* const* in, void* const* out, const void* b
              double slope, double gain, double clamp, int threads) {
     using S = Scalar<Pack<T>>;
     using Op = F<A, T>;
-    const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), static_cast<S>(clamp)};
+    // The bound as the storage type has it, so that a stored y at the bound compares equal to it.
+    const S bound = static_cast<S>(to_scalar(from_scalar<T>(static_cast<S>(clamp))));
+    const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), bound};
     Pointers<T, Op> p;
     for (int k = 0; k < Op::kIn; ++k) p.in[k] = static_cast<const T*>(in[k]);
     for (int k = 0; k < Op::kOut; ++k) p.out[k] = static_cast<T*>(out[k]);

@@ -119,23 +119,9 @@ struct Maker {
         in_order(z, ordered);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
-            if constexpr (K == kUniform && !std::is_same_v<T, float>)
-                write_down(out + k * kLanes, ordered[k]);
-            else
-                Storage<T>::write(out + k * kLanes, ordered[k]);
-        }
-    }
-
-    // Rounded towards zero, so that a uniform number stays below 1. Rounding twice downwards is rounding once.
-    static PF_FN void write_down(T* out, vfloat v) {
-        if constexpr (std::is_same_v<T, bfloat16>) {
-            Storage<T>::write(out, from_bits(as_bits(v) & static_cast<int32_t>(0xffff0000)));
-        } else {
-            // float16 keeps 10 fraction bits down to 2^-14; below that its spacing is 2^-24.
-            const vfloat normal = from_bits(as_bits(v) & static_cast<int32_t>(0xffffe000));
-            const vfloat subnormal =
-                __builtin_convertvector(__builtin_convertvector(v * 16777216.0f, vint), vfloat) * 5.9604644775390625e-8f;
-            Storage<T>::write(out, select(v < 6.103515625e-5f, subnormal, normal));
+            if constexpr (K == kUniform && std::is_same_v<T, bfloat16>) ordered[k] = round_down_bfloat16(ordered[k]);
+            if constexpr (K == kUniform && std::is_same_v<T, float16>) ordered[k] = round_down_float16(ordered[k]);
+            Storage<T>::write(out + k * kLanes, ordered[k]);
         }
     }
 };

@@ -25,6 +25,21 @@ PF_FN auto uniform_float(W w) {
     return from_bits(select((sum - top) > rest, bits - 1, bits)) * 2.3283064365386963e-10f;
 }
 
+// v in [0, 1) rounded down to the numbers that bfloat16, and float16, can hold: a uniform number stays below 1 in every
+// type. Rounding down twice is rounding down once.
+template <class V>
+PF_FN V round_down_bfloat16(V v) {
+    return from_bits(as_bits(v) & static_cast<int32_t>(0xffff0000));
+}
+template <class V>
+PF_FN V round_down_float16(V v) {
+    // Ten fraction bits down to 2^-14. Below, the spacing is 2^-24, as it is of float32 between 1/2 and 1.
+    const V normal = from_bits(as_bits(v) & static_cast<int32_t>(0xffffe000));
+    const V nearest = (v + 0.5f) - 0.5f;
+    const V subnormal = select(nearest > v, nearest - 5.9604644775390625e-8f, nearest);
+    return select(v < 6.103515625e-5f, subnormal, normal);
+}
+
 // ln((w + 1/2) / 2^32). Near u = 1 it starts from 1 - u, which has no cancellation.
 template <class W>
 PF_FN auto log_uniform(W w) {

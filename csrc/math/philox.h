@@ -12,7 +12,7 @@ constexpr int kRounds = 10;
 // Each round's keys. They depend on the seed alone, so that many blocks can share them.
 template <class W>
 PF_FN void philox_keys(W key0, W key1, W keys[kRounds][2]) {
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
     for (int round = 0; round < kRounds; ++round) {
@@ -26,7 +26,7 @@ PF_FN void philox_keys(W key0, W key1, W keys[kRounds][2]) {
 template <class W>
 PF_FN void philox4x32(W counter[4], const W keys[kRounds][2]) {
     // Unrolled, so that a processor can overlap the chains of several blocks.
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #else
 #pragma GCC unroll 10

@@ -65,7 +65,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": Activation(
         2,
         lambda x, s: F.leaky_relu(x, s),
-        lambda x, s: torch.where(x > 0, 1.0, s).to(x.dtype),
+        lambda x, s: torch.where(x > 0, torch.ones_like(x), s),
         None,
     ),
     "tanh": Activation(
@@ -134,6 +134,11 @@ def _forward_reference(
     return y.clone() if y is x else y  # a functional operator does not return its input
 
 
+def _computed(*tensors: Tensor | None) -> list[Any]:
+    """Half types in float32, as the kernels compute them."""
+    return [t.float() if t is not None and t.dtype.itemsize == 2 else t for t in tensors]
+
+
 def _derivative(
     at: Tensor, bias: Tensor | None, act: str, slope: float, gain: float, clamp: float | None
 ) -> Tensor:
@@ -149,11 +154,10 @@ def _derivative(
 
 
 def _channel_sums(x: Tensor, wanted: bool) -> Tensor:
-    """Sums over all dimensions but the channels, accumulated in float32 or better; empty if they are not wanted."""
+    """Sums over all dimensions but the channels; empty if they are not wanted."""
     if not wanted:
         return x.new_empty(0)
-    total = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.sum([k for k in range(x.dim()) if k != 1], dtype=total).to(x.dtype)
+    return x.sum([k for k in range(x.dim()) if k != 1])
 
 
 def _backward_reference(
@@ -168,9 +172,11 @@ def _backward_reference(
     want_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     at = dense(at)
-    dx = _add_bias(dy, shift) * _derivative(at, bias, act, slope, gain, clamp)
-    dx = dense_like(dx, at)
-    return dx, _channel_sums(dx, want_bias)
+    if clamp is not None:
+        clamp = torch.tensor(clamp, dtype=at.dtype).item()  # a stored y at the bound compares equal to it
+    dy32, shift32, at32, bias32 = _computed(dense_like(dy, at), shift, at, bias)
+    dx = _add_bias(dy32, shift32) * _derivative(at32, bias32, act, slope, gain, clamp)
+    return dense_like(dx.to(at.dtype), at), _channel_sums(dx, want_bias).to(at.dtype)
 
 
 def _backward_backward_reference(
@@ -185,16 +191,23 @@ def _backward_backward_reference(
     clamp: float | None,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(x)
     a = ACTIVATIONS[act]
     assert a.curvature is not None
+    like = dense(x)
+    if clamp is not None:
+        clamp = torch.tensor(clamp, dtype=x.dtype).item()
+    ddx, dy = dense_like(ddx, like), dense_like(dy, like)
+    ddx, shift, dy, x, bias = _computed(ddx, shift, dy, like, bias)
     biased = _add_bias(x, bias)
     v = _add_bias(ddx, shift) * gain
     if clamp is not None:
         v = v * ((a.value(biased, slope) * gain).abs() < clamp)
-    grad_dy = dense_like(v * a.slope(biased, slope), x)
-    grad_x = dense_like(v * dy * a.curvature(biased, slope), x)
-    return grad_dy, grad_x, _channel_sums(grad_x, want_bias)
+    grad_dy, grad_x = v * a.slope(biased, slope), v * dy * a.curvature(biased, slope)
+    return (
+        dense_like(grad_dy.to(like.dtype), like),
+        dense_like(grad_x.to(like.dtype), like),
+        _channel_sums(grad_x, want_bias).to(like.dtype),
+    )
 
 
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
@@ -599,7 +612,7 @@ register(
         # The polynomials reach about 3 ulp.
         epsilon={
             torch.float32: 4e-7,
-            torch.float64: 1e-15,
+            torch.float64: 1e-14,
             torch.bfloat16: 1e-6,
             torch.float16: 1e-6,
         },

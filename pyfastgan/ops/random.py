@@ -253,14 +253,11 @@ def _prepare(
         raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
     samples, _ = _samples_elements(shape)
     check_counter(stream, sample_offset, samples)
-    if device is not None:
-        place = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
-    elif isinstance(seed, Tensor):
-        place = seed.device
-    elif generator is not None:
-        place = generator.device
-    else:
-        place = torch.get_default_device()
+    if device is None and isinstance(seed, Tensor):
+        device = seed.device
+    if device is None and generator is not None:
+        device = generator.device
+    place = torch.empty(0, device=device).device  # None becomes the default, "cuda" becomes "cuda:0"
     return seed_tensor(seed, generator, place, samples), list(shape)
 
 
