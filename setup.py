@@ -39,9 +39,15 @@ class CMakeBuild(build_ext):
         work.mkdir(parents=True)
         for stale in (*target.glob("_cpu*.so"), *target.glob("_cuda*.so")):
             stale.unlink()
+        # CMake and ninja may be this environment's own, whose folder need not be on PATH.
+        tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        environment = {**os.environ, "PATH": tools}
+        cmake = shutil.which("cmake", path=tools)
+        if cmake is None:
+            sys.exit("cmake was not found: pip install cmake ninja, or PYFASTGAN_BUILD=none for pure Python")
         subprocess.run(
             [
-                "cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
+                cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
                 f"-DPYFASTGAN_VERSION={self.distribution.get_version()}",
                 f"-DPYFASTGAN_CUDA={ {'auto': 'auto', 'cpu': 'off', 'cuda': 'on'}[choice] }",
                 f"-DPYFASTGAN_SANITIZE={os.environ.get('PYFASTGAN_SANITIZE', '')}",
@@ -50,8 +56,9 @@ class CMakeBuild(build_ext):
                 f"-DCMAKE_INSTALL_PREFIX={target}",
             ],
             check=True,
+            env=environment,
         )  # fmt: skip
-        subprocess.run(["cmake", "--build", str(work), "--target", "install"], check=True)
+        subprocess.run([cmake, "--build", str(work), "--target", "install"], check=True, env=environment)
 
     def get_outputs(self) -> list[str]:
         return []  # CMake decides which modules there are

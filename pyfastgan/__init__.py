@@ -10,14 +10,24 @@ import importlib
 from typing import Any
 
 from . import ops
+from ._info import info, info_text
 from .ops._backends import BackendError, use_backend
 
 __version__ = "0.1.0"
 
-_LAZY = ("nn", "gan", "training", "data", "metrics")
+__all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
+
+_LAZY = ("nn", "gan", "training", "data", "metrics", "bench", "testing")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{name}")
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] == __name__:
+                raise
+            raise ImportError(
+                f"pyfastgan.{name} needs {error.name}: pip install 'pyfastgan[train]'"
+            ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

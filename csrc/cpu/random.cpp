@@ -238,4 +238,16 @@ static const char* random_normal(void* out, int type, int64_t samples, int64_t e
 }
 PF_EXPORT(random_normal);
 
+// The bare generator on kLanes / 2 copies of a counter and a key, for the known-answer vectors.
+static const char* philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
+    vword c[4], keys[kRounds][2];
+    for (int k = 0; k < 4; ++k) c[k] = vword{} + counter[k];
+    philox_keys(vword{} + key[0], vword{} + key[1], keys);
+    philox4x32(c, keys);
+    for (int lane = 0; lane < kLanes / 2; ++lane)
+        for (int k = 0; k < 4; ++k) out[4 * lane + k] = static_cast<uint32_t>(c[k][lane]);
+    return nullptr;
+}
+PF_EXPORT(philox);
+
 }  // namespace PF_NAMESPACE

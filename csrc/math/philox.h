@@ -28,7 +28,7 @@ PF_FN void philox4x32(W counter[4], const W keys[kRounds][2]) {
     // Unrolled, so that a processor can overlap the chains of several blocks.
 #ifdef __CUDA_ARCH__
 #pragma unroll
-#else
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < kRounds; ++round) {

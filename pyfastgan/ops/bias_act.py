@@ -609,12 +609,13 @@ register(
         samples=_samples(),
         bad_calls=_bad_calls(),
         orders=2,
-        # The polynomials reach about 3 ulp.
+        # The polynomials reach about 3 ulp; the bias gradients of second order sum products of that with two normal
+        # numbers, which are up to 10, and partly cancel.
         epsilon={
-            torch.float32: 4e-7,
+            torch.float32: 3e-6,
             torch.float64: 1e-14,
-            torch.bfloat16: 1e-6,
-            torch.float16: 1e-6,
+            torch.bfloat16: 3e-6,
+            torch.float16: 3e-6,
         },
         rows=_rows,
     )

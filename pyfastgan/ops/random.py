@@ -66,7 +66,7 @@ def _word_blocks(seed: Tensor, shape: Sequence[int], stream: int, sample_offset:
 
 def _in_shape(blocks: Tensor, shape: Sequence[int]) -> Tensor:
     _, elements = _samples_elements(shape)
-    return blocks.flatten(1)[:, :elements].reshape(shape)
+    return blocks.flatten(1)[:, :elements].reshape(shape).contiguous()
 
 
 def _words_kernel(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:

@@ -1,0 +1,69 @@
+# make demo   set everything up and train a GAN on real digits to a picture
+# make test   set everything up and pass the tests
+# The rest: bench, lint, format, proofs, gpu-check, clean.
+
+# The first of these that is new enough.
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(shell $(p) -c \
+	'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null)))
+BUILD ?= auto
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
+
+.PHONY: demo test test-pure bench lint format proofs gpu-check clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests
+
+# The contract suite once more on a build without compiled modules, in a folder of its own.
+test-pure: $(VENV)/dev.stamp
+	rm -rf build/pure
+	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/pure .
+	cd build/pure && PYTHONPATH=$(CURDIR)/build/pure PYFASTGAN_TEST_PURE=1 $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/report.py --run
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+# What takes too long for `make test`; its results are committed.
+proofs: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/proofs.py
+
+gpu-check:
+	python3 benchmarks/gpu_check.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pyfastgan/*.so
+
+$(VENV)/venv.stamp: constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python found: install Python 3.11 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy setuptools cmake ninja pybind11
+	@touch $@
+
+# Compiled without build isolation, so that a change of one kernel is compiled with the tools at hand.
+$(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml $(SOURCES)
+	@echo "Compiling the kernels and installing pyfastgan (a minute or two)"
+	PYFASTGAN_BUILD=$(BUILD) $(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	@echo "Installing the tools for development"
+	$(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('pyfastgan') if 'dev' in r.split(';')[-1]), sep='\n')" > $(VENV)/dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/dev.txt
+	@touch $@

@@ -1,0 +1,171 @@
+"""bias_act beyond the contract: shapes by hypothesis, agreement with torch's own layers, what is kept for backward."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyfastgan as pf
+from pyfastgan.ops._registry import ops
+from pyfastgan.ops.bias_act import ACTIVATIONS, bias_act_reference
+from pyfastgan.testing import backends
+
+BACKENDS = backends(ops()["bias_act"])
+
+TORCH = {
+    "linear": lambda x: x,
+    "relu": F.relu,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "softplus": F.softplus,
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.lists(st.integers(1, 70), min_size=2, max_size=4).filter(lambda s: math.prod(s) < 60_000),
+    act=st.sampled_from(sorted(ACTIVATIONS)),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_equals_torch(backend, shape, act, channels_last, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g, dtype=dtype)
+    if channels_last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    b = torch.randn(shape[1], generator=g, dtype=dtype)
+    dy = torch.randn(shape, generator=g, dtype=dtype)
+    x.requires_grad_()
+    b.requires_grad_()
+    close = {"rtol": 3e-6, "atol": 3e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    with pf.use_backend(backend):
+        y = pf.ops.bias_act(x, b, act)
+        dx, db = torch.autograd.grad(y, (x, b), dy)
+    plain = TORCH[act](x + b.reshape(-1, *[1] * (len(shape) - 2)))
+    ex, eb = torch.autograd.grad(plain, (x, b), dy)
+    torch.testing.assert_close(y, plain, **close)
+    torch.testing.assert_close(dx, ex, **close)
+    # A sum of n terms of size 1 is known to sqrt(n) roundings or so.
+    torch.testing.assert_close(db, eb, rtol=close["rtol"], atol=close["atol"] * math.sqrt(dy.numel()))
+    assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("act", sorted(ACTIVATIONS))
+def test_accuracy_over_the_whole_range(backend, act):
+    """Every activation and its derivatives in float32, against float64, from -1e4 to 1e4 and close to 0."""
+    grid = torch.cat((torch.linspace(-20, 20, 4001), torch.logspace(-30, 4, 500), -torch.logspace(-30, 4, 500)))
+    with pf.use_backend(backend):
+        x = grid.requires_grad_()
+        y = pf.ops.bias_act(x, None, act)
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        results = [y, dx]
+        if not ACTIVATIONS[act].piecewise_linear:
+            results.append(torch.autograd.grad(dx.sum(), x)[0])
+    wide = grid.detach().double().requires_grad_()
+    exact = [bias_act_reference(wide, None, act)]
+    exact += torch.autograd.grad(exact[0].sum(), wide, create_graph=True)
+    if len(results) == 3:
+        exact += torch.autograd.grad(exact[1].sum(), wide)
+    for a, b in zip(results, exact, strict=True):
+        error = (a.double() - b).abs() / b.abs().clamp(min=1)
+        assert error.max() < 1e-6, f"at x = {grid[error.argmax()].item()}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_kept_that_the_next_layer_does_not_keep(backend):
+    """leaky_relu keeps its output alone, a smooth activation its inputs."""
+
+    def kept(act):
+        sizes = []
+        x = torch.randn(4, 3, 8, 8, requires_grad=True)
+        b = torch.zeros(3, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.data_ptr()) or t, lambda t: t):
+            y = pf.ops.bias_act(x, b, act)
+        return {"x": x.data_ptr() in sizes, "y": y.data_ptr() in sizes, "count": len(sizes)}
+
+    with pf.use_backend(backend):
+        assert kept("leaky_relu") == {"x": False, "y": True, "count": 1}
+        assert kept("gelu") == {"x": True, "y": False, "count": 2}
+
+
+def test_clamp_has_no_derivative_where_it_binds():
+    x = torch.tensor([[-3.0, -0.5, 0.5, 1.0, 3.0]], requires_grad=True)
+    y = pf.ops.bias_act(x, None, "linear", clamp=1.0)
+    assert y.tolist() == [[-1.0, -0.5, 0.5, 1.0, 1.0]]
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[0.0, 1.0, 1.0, 0.0, 0.0]]
+
+
+def test_kinks_have_torch_s_derivatives():
+    x = torch.tensor([[0.0, -0.0]], requires_grad=True)
+    for act, slope in (("relu", 0.0), ("leaky_relu", 0.25)):
+        y = pf.ops.bias_act(x, None, act, slope=0.25)
+        assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[slope, slope]]
+
+
+def test_the_input_is_never_returned_or_changed():
+    x = torch.randn(2, 3)
+    before = x.clone()
+    y = pf.ops.bias_act(x, None, "linear")
+    y.zero_()
+    assert torch.equal(x, before)
+
+
+def test_a_third_derivative_of_a_smooth_activation_raises():
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    y = pf.ops.bias_act(x, None, "silu").sum()
+    for _ in range(2):
+        (y,) = torch.autograd.grad(y, x, create_graph=True)
+        y = y.sum()
+    with pytest.raises(RuntimeError, match=r"act='silu' can be differentiated twice"):
+        torch.autograd.grad(y, x)
+
+
+def test_a_gradient_penalty_through_two_layers():
+    """Second order in the weights, as WGAN-GP takes it, against plain torch in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    weights = [torch.randn(5, 4, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)]
+    bias = torch.randn(5, dtype=torch.float64)
+
+    def penalty(layer):
+        leaves = [w.clone().requires_grad_() for w in (*weights, bias)]
+        point = x.clone().requires_grad_()
+        critic = layer(point @ leaves[0].T, leaves[2]) @ leaves[1].T
+        (g,) = torch.autograd.grad(critic.sum(), point, create_graph=True)
+        value = ((g.norm(dim=1) - 1) ** 2).mean()
+        return torch.autograd.grad(value, leaves, allow_unused=True)
+
+    for act in ("leaky_relu", "silu"):
+        ours = penalty(lambda h, b, act=act: pf.ops.bias_act(h, b, act))
+        plain = penalty(lambda h, b, act=act: TORCH[act](h + b))
+        for a, b in zip(ours, plain, strict=True):
+            a = torch.zeros_like(bias) if a is None else a
+            b = torch.zeros_like(bias) if b is None else b
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_autocast_takes_a_float32_bias():
+    x, b = torch.randn(2, 3, 4).bfloat16(), torch.randn(3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pf.ops.bias_act(x, b)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert b.grad.dtype == torch.float32
+
+
+def test_inductor_goes_through():
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    b = torch.randn(3, requires_grad=True)
+    compiled = torch.compile(lambda x, b: pf.ops.bias_act(2 * x, b, "silu") + 1, fullgraph=True)
+    torch.testing.assert_close(compiled(x, b), pf.ops.bias_act(2 * x, b, "silu") + 1)
+    for t in torch.autograd.grad(compiled(x, b).sum(), (x, b)):
+        assert t.isfinite().all()
