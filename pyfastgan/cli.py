@@ -1,0 +1,282 @@
+"""The command line: `pyfastgan train | sample | info | list | bench`.
+
+Every command imports what it uses when it runs: `info` and `bench` work without the [train] extra.
+A user's mistake ends in one line on stderr and exit status 2; with PYFASTGAN_TRACEBACK set, the
+traceback is printed before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pyfastgan.training import TrainConfig
+
+FAMILIES = ("gan",)
+_RUN_OPTIONS = ("config", "out", "resume", "help")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as an exception, for one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The words after the program's name; by default those of this process.
+
+    Returns:
+        The exit status: 0, 2 for a mistake of the user, 130 after Ctrl-C or SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in COMMANDS:
+            status = COMMANDS[words[0]][0](words[1:])
+        else:
+            status = _top(words)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as stop:
+        print(f"\npyfastgan: {stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`pyfastgan list | head`); nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("PYFASTGAN_TRACEBACK"):
+            traceback.print_exc()
+        print(f"pyfastgan: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _top(words: list[str]) -> int:
+    width = max(map(len, COMMANDS))
+    listed = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    parser = _Parser(
+        prog="pyfastgan",
+        usage="pyfastgan COMMAND ...",
+        description="Fast training and sampling of generative models.",
+        epilog="\n".join(["commands:", *listed, "", "`pyfastgan COMMAND --help` tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    if words and not words[0].startswith("-"):
+        raise ValueError(_unknown("command", words[0], COMMANDS))
+    if parser.parse_args(words).version:
+        import pyfastgan
+
+        print(f"pyfastgan {pyfastgan.__version__}")
+    else:
+        parser.print_help()
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    from pyfastgan.training.config import resolve_config, to_dict, to_yaml
+
+    presets = _presets()
+    if not words or words[0].startswith("-"):
+        return _train_help(words, presets)
+    name, words = words[0], words[1:]
+    if name not in presets:
+        raise ValueError(_unknown("preset", name, presets))
+    family, preset = presets[name]
+    parser = _train_parser(name, preset)
+    _check_options(words, preset)
+    first = parser.parse_args(words)
+    out = Path(first.out)
+    # Later ones win: the preset, the run that is resumed, the file, the command line.
+    base = preset
+    if first.resume:
+        _check_name(out, name)
+        base = _with_file(base, out / "config.yaml")
+    if first.config is not None:
+        base = _with_file(base, first.config)
+    parser.set_defaults(to_dict(base))
+    chosen = vars(parser.parse_args(words))
+    values = {key: value for key, value in chosen.items() if key not in _RUN_OPTIONS}
+    config = resolve_config(type(preset), values)
+    if _first_process():
+        print(to_yaml({"model": name, "out": str(out), **to_dict(config)}), end="", flush=True)
+    run = family.train(name, out=out, resume=first.resume, **to_dict(config))
+    if _first_process():
+        files = sorted(path for path in run.path.iterdir() if path.is_file())
+        for path in sorted(files, key=lambda path: path == run.samples):
+            print(path)
+    return 0
+
+
+def _train_help(words: list[str], presets: dict[str, tuple[ModuleType, TrainConfig]]) -> int:
+    parser = _Parser(
+        prog="pyfastgan train",
+        usage="pyfastgan train PRESET [options]",
+        description="Train a model. `pyfastgan train PRESET --help` lists its options.",
+        epilog=f"presets: {', '.join(presets)}",
+    )
+    parser.parse_args(words)
+    raise ValueError(f"train needs the name of a preset (known: {', '.join(presets)})")
+
+
+def _train_parser(name: str, preset: TrainConfig) -> Any:
+    """Options of one preset: the fields of its configuration, typed, and those of the run."""
+    from jsonargparse import ArgumentParser
+
+    from pyfastgan.training.config import readable, to_dict
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise ValueError(readable(ex or ValueError(message)))
+
+    parser = Parser(prog=f"pyfastgan train {name}")
+    parser.add_argument("--config", help="YAML or JSON file of options; those given here win")
+    parser.add_argument("--out", default=f"runs/{name}", help="folder of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in the folder"
+    )
+    parser.add_class_arguments(type(preset))
+    parser.set_defaults(to_dict(preset))
+    return parser
+
+
+def _check_options(words: list[str], preset: TrainConfig) -> None:
+    """Name the nearest option for one that does not exist (argparse only says that it does not)."""
+    known = [*_RUN_OPTIONS, *(field.name for field in dataclasses.fields(preset))]
+    for word in words:
+        option = word[2:].split("=")[0]
+        if word.startswith("--") and option not in known:
+            raise ValueError(_unknown("option", f"--{option}", [f"--{key}" for key in known]))
+
+
+def _check_name(out: Path, name: str) -> None:
+    """Refuse to resume a run of another preset before its options are taken over."""
+    from pyfastgan.training.run import run_name
+
+    found = run_name(out)
+    if found != name:
+        raise ValueError(f"cannot resume {out}: it is a run of {found!r}, not of {name!r}")
+
+
+def _with_file(base: TrainConfig, path: str | Path) -> TrainConfig:
+    """The configuration with what a file says; an error names the file."""
+    from pyfastgan.training.config import read_config_file, resolve_config, to_dict
+
+    values = {**to_dict(base), **read_config_file(path)}
+    try:
+        return resolve_config(type(base), values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _sample(words: list[str]) -> int:
+    parser = _Parser(prog="pyfastgan sample", description="Draw samples from a trained model.")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--count", type=int, default=64, help="how many (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same samples (default 0)")
+    parser.add_argument("--out", type=Path, help="PNG file (default: one in the run's folder)")
+    args = parser.parse_args(words)
+    if args.count < 1:
+        raise ValueError(f"--count must be at least 1, got {args.count}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {args.seed}")
+    out = args.out or args.run / "samples" / f"seed-{args.seed}-count-{args.count}.png"
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must be a .png file, got {out}")
+
+    import torch
+
+    from pyfastgan.training import run_name, save_samples
+
+    name, presets = run_name(args.run), _presets()
+    if name not in presets:
+        raise ValueError(f"{args.run}: {_unknown('preset', name, presets)}")
+    with torch.no_grad():
+        samples = presets[name][0].load(args.run).sample(args.count, args.seed)
+    save_samples(samples, out)
+    print(out)
+    return 0
+
+
+def _info(words: list[str]) -> int:
+    _Parser(prog="pyfastgan info", description=COMMANDS["info"][1]).parse_args(words)
+    import pyfastgan
+
+    print(pyfastgan.info_text())
+    return 0
+
+
+def _list(words: list[str]) -> int:
+    _Parser(prog="pyfastgan list", description=COMMANDS["list"][1]).parse_args(words)
+    print("presets")
+    try:
+        for name, (family, preset) in _presets().items():
+            print(f"  {name:18}{family.__name__}, on {preset.data}")
+        print("data sets")
+        from pyfastgan import data
+
+        for name, text in data.descriptions().items():
+            print(f"  {name:18}{text}")
+    except ModuleNotFoundError as error:
+        print(f"  {_one_line(error)}")
+    from pyfastgan import ops
+
+    print("ops")
+    for name in ops.__all__:
+        print(f"  {name}")
+    return 0
+
+
+def _bench(words: list[str]) -> int:
+    from pyfastgan import bench
+
+    return bench.main(words) or 0
+
+
+def _presets() -> dict[str, tuple[ModuleType, TrainConfig]]:
+    """The presets of every family, with the module that trains them."""
+    found = {}
+    for name in FAMILIES:
+        family = importlib.import_module(f"pyfastgan.{name}")
+        found.update({preset: (family, config) for preset, config in family.PRESETS.items()})
+    return found
+
+
+def _first_process() -> bool:
+    """Whether this is the one of several training processes that speaks."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _unknown(kind: str, name: str, known: Any) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("pyfastgan"):
+        return f"{error.name} is not installed: pip install 'pyfastgan[train]'"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "train a model and write a run folder"),
+    "sample": (_sample, "draw samples from a run"),
+    "info": (_info, "say which backend serves each op, and why others do not"),
+    "list": (_list, "list presets, data sets and ops"),
+    "bench": (_bench, "measure the installed ops"),
+}
