@@ -3,6 +3,9 @@
 // Floor, n elements of s bytes: forward 2 n s, backward 3 n s, backward of the backward 4 n s (piecewise linear: 3 n s)
 // over the copy bandwidth; the arithmetic of the piecewise-linear ones hides under it.
 //
+// The piecewise-linear ones can keep a bit an element, whether x + bias > 0, instead of y: the backward pass then moves
+// 2 n s bytes, and so does the backward of the backward. Bit k of the mask belongs to element k as it lies in memory.
+//
 // A tensor is (outer, channels, inner). With inner = 1 (channels last, or no spatial extent) the bias runs along the
 // innermost axis, otherwise it is one number a row. Sums over all but the channels are made from fixed pieces in a
 // fixed order, so that they do not depend on the number of threads.
@@ -29,14 +32,15 @@ struct Shape {
 template <class S>
 struct Settings {
     S slope, gain, clamp;
+    bool flipped;  // the sign that is read is that of -x
     bool clamped() const { return clamp == clamp; }
 };
 
-// Where the piecewise-linear ones read their sign from: the output, whose sign is that of gain * x.
+// The piecewise-linear ones read a sign: the mask's, or the output's, which is that of gain * x.
 template <int A, class V>
 PF_FN V slope_at(V at, V bias, const Settings<Scalar<V>>& s) {
     if constexpr (piecewise_linear(A))
-        return activate_slope<A>(select(splat<V>(s.gain) < Scalar<V>(0), -at, at), s.slope);
+        return activate_slope<A>(s.flipped ? -at : at, s.slope);
     else
         return activate_slope<A>(at + bias, s.slope);
 }
@@ -55,6 +59,7 @@ template <int A, class T>
 struct Forward {
     using V = Pack<T>;
     static constexpr int kIn = 1, kOut = 1;
+    static constexpr bool kMakesMask = piecewise_linear(A), kTakesMask = false;
     static PF_FN V apply(const V* in, V bias, V, const Settings<Scalar<V>>& s, V* out) {
         V y = activate<A>(in[0] + bias, s.slope) * s.gain;
         if (s.clamped()) {
@@ -66,11 +71,12 @@ struct Forward {
     }
 };
 
-// in: dy, and y (piecewise linear) or x; `extra` is added to dy. Returns dx, which is also what the bias gradient sums.
+// in: dy, and y or the mask's signs (piecewise linear) or x; `extra` is added to dy. Returns dx, which is also what the bias gradient sums.
 template <int A, class T>
 struct Backward {
     using V = Pack<T>;
     static constexpr int kIn = 2, kOut = 1;
+    static constexpr bool kMakesMask = false, kTakesMask = piecewise_linear(A);
     static PF_FN V apply(const V* in, V bias, V extra, const Settings<Scalar<V>>& s, V* out) {
         out[0] = (in[0] + extra) * slope_at<A>(in[1], bias, s) * open_gain<A>(in[1], bias, s);
         return out[0];
@@ -82,6 +88,7 @@ template <int A, class T>
 struct BackwardBackward {
     using V = Pack<T>;
     static constexpr int kIn = 3, kOut = 2;
+    static constexpr bool kMakesMask = false, kTakesMask = false;
     static PF_FN V apply(const V* in, V bias, V extra, const Settings<Scalar<V>>& s, V* out) {
         const V v = (in[0] + extra) * open_gain<A>(in[2], bias, s);
         out[0] = v * slope_at<A>(in[2], bias, s);
@@ -94,7 +101,37 @@ template <class T, class F>
 struct Pointers {
     const T* in[F::kIn];
     T* out[F::kOut];
+    uint8_t* mask;  // made by Forward, or read by Backward instead of its last input; may be null
 };
+
+// Collects the bits of consecutive packs and stores them 64 at a time. It starts at an element that begins a byte.
+class MaskWriter {
+public:
+    PF_FN MaskWriter(uint8_t* mask, int64_t start) : to_(mask + (start >> 3)) {}
+    PF_FN void add(uint32_t bits, int count) {
+        held_ |= static_cast<uint64_t>(bits) << filled_;
+        filled_ += count;
+        if (filled_ == 64) flush();
+    }
+    PF_FN void flush() {
+        memcpy(to_, &held_, static_cast<std::size_t>(filled_ + 7) >> 3);
+        to_ += filled_ >> 3;
+        held_ = 0;
+        filled_ = 0;
+    }
+
+private:
+    uint8_t* to_;
+    uint64_t held_ = 0;
+    int filled_ = 0;
+};
+
+// The bits from element k on, as many as a pack has lanes. The mask ends in padding, so that two bytes can be read.
+PF_FN uint32_t mask_bits(const uint8_t* mask, int64_t k) {
+    uint16_t two;
+    memcpy(&two, mask + (k >> 3), sizeof two);
+    return static_cast<uint32_t>(two) >> (k & 7);
+}
 
 // n elements that lie next to each other. `bias` and `extra` advance with them if kAlong, else they are one pack each.
 // `sums` gets what F returns: per element if kAlong, else into the single pack.
@@ -102,12 +139,19 @@ template <bool kAlong, class T, class F, class V = Pack<T>, class S = Scalar<V>>
 PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
                const Settings<S>& s) {
     constexpr int64_t kStep = lanes<T>();
+    constexpr int kRead = F::kTakesMask ? F::kIn - 1 : F::kIn;  // inputs that are always tensors
     V total = splat<V>(0);
     V in[F::kIn], out[F::kOut];
+    MaskWriter writer(p.mask, start);
     int64_t k = 0;
     for (; k + kStep <= n; k += kStep) {
-        for (int j = 0; j < F::kIn; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
-        const V r = F::apply(in, load<V>(bias + (kAlong ? k : 0)), load<V>(extra + (kAlong ? k : 0)), s, out);
+        for (int j = 0; j < kRead; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
+        if constexpr (F::kTakesMask)
+            in[kRead] = p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : Storage<T>::read(p.in[kRead] + start + k);
+        const V b = load<V>(bias + (kAlong ? k : 0));
+        const V r = F::apply(in, b, load<V>(extra + (kAlong ? k : 0)), s, out);
+        if constexpr (F::kMakesMask)
+            if (p.mask) writer.add(positive_bits(in[0] + b), kStep);
         for (int j = 0; j < F::kOut; ++j) Storage<T>::write(p.out[j] + start + k, out[j]);
         if constexpr (kAlong) {
             if (sums) store(sums + k, load<V>(sums + k) + r);
@@ -116,7 +160,9 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
         }
     }
     if (k < n) {
-        for (int j = 0; j < F::kIn; ++j) in[j] = read_part(p.in[j] + start + k, n - k);
+        for (int j = 0; j < kRead; ++j) in[j] = read_part(p.in[j] + start + k, n - k);
+        if constexpr (F::kTakesMask)
+            in[kRead] = p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : read_part(p.in[kRead] + start + k, n - k);
         V b, e;
         if constexpr (kAlong) {
             b = splat<V>(0);
@@ -128,6 +174,8 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
             e = load<V>(extra);
         }
         const V r = F::apply(in, b, e, s, out);
+        if constexpr (F::kMakesMask)
+            if (p.mask) writer.add(positive_bits(in[0] + b) & ((1u << (n - k)) - 1), static_cast<int>(n - k));
         for (int j = 0; j < F::kOut; ++j) write_part(p.out[j] + start + k, out[j], n - k);
         for (int lane = 0; lane < n - k; ++lane) {
             if constexpr (kAlong) {
@@ -137,6 +185,8 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
             }
         }
     }
+    if constexpr (F::kMakesMask)
+        if (p.mask) writer.flush();
     if constexpr (!kAlong)
         if (sums) store(sums, load<V>(sums) + total);
 }
@@ -215,15 +265,21 @@ void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T*
 
 template <template <int, class> class F, class T, int A>
 void run_act(Shape shape, const void* const* in, void* const* out, const void* bias, const void* extra, void* sums,
-             double slope, double gain, double clamp, int threads) {
+             void* mask, double slope, double gain, double clamp, int threads) {
     using S = Scalar<Pack<T>>;
     using Op = F<A, T>;
     // The bound as the storage type has it, so that a stored y at the bound compares equal to it.
     const S bound = static_cast<S>(to_scalar(from_scalar<T>(static_cast<S>(clamp))));
-    const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), bound};
+    const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), bound, gain < 0 && !mask};
     Pointers<T, Op> p;
+    p.mask = static_cast<uint8_t*>(mask);
     for (int k = 0; k < Op::kIn; ++k) p.in[k] = static_cast<const T*>(in[k]);
     for (int k = 0; k < Op::kOut; ++k) p.out[k] = static_cast<T*>(out[k]);
+    if constexpr (Op::kMakesMask)
+        if (mask) {
+            const int64_t used = (shape.size() + 7) / 8;
+            memset(p.mask + used, 0, static_cast<std::size_t>((shape.size() + 63) / 64 * 8 + 8 - used));
+        }
     const T* b = static_cast<const T*>(bias);
     const T* e = static_cast<const T*>(extra);
     const std::unique_ptr<S[]> totals(sums ? new S[shape.channels]() : nullptr);
@@ -239,36 +295,37 @@ void run_act(Shape shape, const void* const* in, void* const* out, const void* b
 
 template <template <int, class> class F>
 const char* dispatch(int type, int act, Shape shape, const void* const* in, void* const* out, const void* bias,
-                     const void* extra, void* sums, double slope, double gain, double clamp, int threads) {
+                     const void* extra, void* sums, void* mask, double slope, double gain, double clamp, int threads) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
         decltype(&run_act<F, T, 0>) table[] = {run_act<F, T, 0>, run_act<F, T, 1>, run_act<F, T, 2>,
                                                run_act<F, T, 3>, run_act<F, T, 4>, run_act<F, T, 5>,
                                                run_act<F, T, 6>, run_act<F, T, 7>};
         if (act < 0 || act >= kActCount) return "unknown activation";
-        table[act](shape, in, out, bias, extra, sums, slope, gain, clamp, threads);
+        table[act](shape, in, out, bias, extra, sums, mask, slope, gain, clamp, threads);
         return nullptr;
     });
 }
 
 }  // namespace
 
-static const char* bias_act(const void* x, const void* bias, void* y, int type, int64_t outer, int64_t channels,
+// mask may be null; then nothing is kept beside y. It has a bit an element in words of 64 and one word of padding.
+static const char* bias_act(const void* x, const void* bias, void* y, void* mask, int type, int64_t outer, int64_t channels,
                             int64_t inner, int act, double slope, double gain, double clamp, int threads) {
     const void* in[] = {x};
     void* out[] = {y};
-    return dispatch<Forward>(type, act, {outer, channels, inner}, in, out, bias, nullptr, nullptr, slope, gain,
+    return dispatch<Forward>(type, act, {outer, channels, inner}, in, out, bias, nullptr, nullptr, mask, slope, gain,
                              clamp, threads);
 }
 PF_EXPORT(bias_act);
 
-// `at` is y for the piecewise-linear activations and x for the others; shift (added to dy) and dbias may be null.
-static const char* bias_act_backward(const void* dy, const void* shift, const void* at, const void* bias, void* dx,
+// `at` is y for the piecewise-linear activations and x for the others, null where there is a mask; shift (added to dy) and dbias may be null.
+static const char* bias_act_backward(const void* dy, const void* shift, const void* at, void* mask, const void* bias, void* dx,
                                      void* dbias, int type, int64_t outer, int64_t channels, int64_t inner, int act, double slope,
                                      double gain, double clamp, int threads) {
     const void* in[] = {dy, at};
     void* out[] = {dx};
-    return dispatch<Backward>(type, act, {outer, channels, inner}, in, out, bias, shift, dbias, slope, gain,
+    return dispatch<Backward>(type, act, {outer, channels, inner}, in, out, bias, shift, dbias, mask, slope, gain,
                               clamp, threads);
 }
 PF_EXPORT(bias_act_backward);
@@ -280,7 +337,7 @@ static const char* bias_act_backward_backward(const void* ddx, const void* shift
                                               double slope, double gain, double clamp, int threads) {
     const void* in[] = {ddx, dy, x};
     void* out[] = {grad_dy, grad_x};
-    return dispatch<BackwardBackward>(type, act, {outer, channels, inner}, in, out, bias, shift, grad_bias, slope,
+    return dispatch<BackwardBackward>(type, act, {outer, channels, inner}, in, out, bias, shift, grad_bias, nullptr, slope,
                                       gain, clamp, threads);
 }
 PF_EXPORT(bias_act_backward_backward);

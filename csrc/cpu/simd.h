@@ -43,6 +43,20 @@ PF_FN void store(void* p, V v) {
     memcpy(p, &v, sizeof v);
 }
 
+// Past the caches, to an address that is a multiple of the pack's size.
+template <class V>
+PF_FN void stream(void* p, V v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+    _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#else
+    store(p, v);
+#endif
+}
+
 PF_FN float scalar_of(vfloat) { return 0; }
 PF_FN double scalar_of(vdouble) { return 0; }
 
@@ -97,6 +111,40 @@ PF_FN vfloat interleave_low(vfloat a, vfloat b) {
 }
 PF_FN vfloat interleave_high(vfloat a, vfloat b) {
     return interleave_high(a, b, std::make_index_sequence<kLanes>{});
+}
+
+// One bit a lane: whether it is above zero, lane 0 in bit 0.
+PF_FN uint32_t positive_bits(vfloat x) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)(x > 0.0f)));
+#elif defined(__SSE2__)
+    return static_cast<uint32_t>(_mm_movemask_ps((__m128)(x > 0.0f)));
+#else
+    uint32_t bits = 0;
+    for (int k = 0; k < kLanes; ++k) bits |= static_cast<uint32_t>(x[k] > 0.0f) << k;
+    return bits;
+#endif
+}
+PF_FN uint32_t positive_bits(vdouble x) {
+    uint32_t bits = 0;
+    for (int k = 0; k < kLanes / 2; ++k) bits |= static_cast<uint32_t>(x[k] > 0.0) << k;
+    return bits;
+}
+
+// 1 where the lane's bit is set, -1 elsewhere.
+template <std::size_t... I>
+PF_FN vint lane_bits(std::index_sequence<I...>) {
+    return vint{(1 << I)...};
+}
+PF_FN vfloat signs_of(uint32_t bits, vfloat) {
+    const vint set = (vint{} + static_cast<int32_t>(bits)) & lane_bits(std::make_index_sequence<kLanes>{});
+    return select(set != 0, vfloat{} + 1.0f, vfloat{} - 1.0f);
+}
+PF_FN vdouble signs_of(uint32_t bits, vdouble x) {
+    for (int k = 0; k < kLanes / 2; ++k) x[k] = bits >> k & 1u ? 1.0 : -1.0;
+    return x;
 }
 
 // float64 goes through the standard library lane by lane: it is here to be right, not to be fast.

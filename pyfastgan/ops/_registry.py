@@ -7,7 +7,6 @@ An `Op` is what a user calls: a public function over one to three kernels.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -206,7 +205,7 @@ _OPS: dict[str, Op] = {}
 
 
 def register(op: Op) -> Op:
-    """Adds an op to the list. Nothing else has to be told of it."""
+    """Adds an op to the list that the contract tests, the benchmarks and `info` read."""
     if op.name in _OPS:
         raise ValueError(f"op {op.name!r} is registered twice")
     _OPS[op.name] = op
@@ -216,10 +215,3 @@ def register(op: Op) -> Op:
 def ops() -> dict[str, Op]:
     """Every registered op by name."""
     return dict(_OPS)
-
-
-def load_all(package: str, path: Sequence[str]) -> None:
-    """Imports every op file of the package, so that each registers itself."""
-    for module in sorted(m.name for m in pkgutil.iter_modules(path)):
-        if not module.startswith("_"):
-            importlib.import_module(f"{package}.{module}")

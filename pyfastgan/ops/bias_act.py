@@ -9,7 +9,8 @@ Differentiable twice in x and bias (any number of times for linear, relu and lea
 forward mode, which the reference serves. Where the clamp binds the derivative is zero; at a kink it is torch's: 0 for
 relu and `slope` for leaky_relu.
 
-Kept for the backward pass: the output for linear, relu and leaky_relu (the next layer keeps it anyway), else x and bias.
+Kept for the backward pass: for linear, relu and leaky_relu the output (the next layer keeps it anyway), or on a CPU one bit
+an element, which the backward pass reads sooner; for the others x and bias.
 The bias gradient is accumulated in float32 (float64 for float64) in a fixed order. Under autocast the bias is cast to x's
 dtype, as torch does for a convolution's; otherwise the two must agree.
 """
@@ -32,6 +33,7 @@ from ._common import (
     dense,
     dense_like,
     forward_mode,
+    is_channels_last,
     needs_grad,
     outer_channels_inner,
 )
@@ -126,12 +128,48 @@ def bias_act_reference(
     return _bound(y if gain == 1.0 else y * gain, clamp)
 
 
+def _in_memory_order(x: Tensor) -> Tensor:
+    """A dense tensor as one dimension, without a copy."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _mask_size(elements: int) -> int:
+    """Bytes of a mask: a bit an element in whole words of 64, and one word that a kernel may read past the end."""
+    return (elements + 63) // 64 * 8 + 8
+
+
+def _pack_mask(positive: Tensor) -> Tensor:
+    """Bit k of the mask is element k in memory, lowest bit first."""
+    bits = positive.new_zeros(_mask_size(positive.numel()) * 8, dtype=torch.uint8)
+    bits[: positive.numel()] = _in_memory_order(positive)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits.reshape(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def signs_of(mask: Tensor, like: Tensor) -> Tensor:
+    """1 where a mask's bit is set and -1 elsewhere, lying in memory as `like` does."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    bits = ((mask[:, None] >> shifts) & 1).flatten()[: like.numel()]
+    signs = torch.empty_like(like)
+    _in_memory_order(signs).copy_(bits * 2.0 - 1.0)
+    return signs
+
+
 def _forward_reference(
-    x: Tensor, bias: Tensor | None, act: str, slope: float, gain: float, clamp: float | None
-) -> Tensor:
+    x: Tensor,
+    bias: Tensor | None,
+    act: str,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    want_mask: bool,
+) -> tuple[Tensor, Tensor]:
     x = dense(x)
-    y = bias_act_reference(x, bias, act, slope=slope, gain=gain, clamp=clamp)
-    return y.clone() if y is x else y  # a functional operator does not return its input
+    y = dense_like(bias_act_reference(x, bias, act, slope=slope, gain=gain, clamp=clamp), x)
+    mask = x.new_empty(0, dtype=torch.uint8)
+    if want_mask:
+        mask = _pack_mask(dense_like(_add_bias(x, bias) > 0, x))
+    return y.clone() if y is x else y, mask  # a functional operator does not return its input
 
 
 def _computed(*tensors: Tensor | None) -> list[Any]:
@@ -140,12 +178,18 @@ def _computed(*tensors: Tensor | None) -> list[Any]:
 
 
 def _derivative(
-    at: Tensor, bias: Tensor | None, act: str, slope: float, gain: float, clamp: float | None
+    at: Tensor,
+    bias: Tensor | None,
+    act: str,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    flipped: bool,
 ) -> Tensor:
-    """d y / d x from what the forward pass kept."""
+    """d y / d x from what the forward pass kept; `flipped` if that is a sign of -x."""
     a = ACTIVATIONS[act]
     if a.piecewise_linear:
-        y, first = at, a.slope(at if gain >= 0 else -at, slope)
+        y, first = at, a.slope(-at if flipped else at, slope)
     else:
         x = _add_bias(at, bias)
         y, first = a.value(x, slope) * gain, a.slope(x, slope)
@@ -160,6 +204,16 @@ def _channel_sums(x: Tensor, wanted: bool) -> Tensor:
     return x.sum([k for k in range(x.dim()) if k != 1])
 
 
+def _cotangent(dy: Tensor, at: Tensor, channels_last: bool) -> Tensor:
+    """dy as it must lie in memory: like x or y if one was kept, else in the order that the mask was made in."""
+    if at.dtype != torch.uint8:
+        return dense_like(dy, at)
+    if not channels_last:
+        return dy.contiguous()
+    form = torch.channels_last if dy.dim() == 4 else torch.channels_last_3d
+    return dy.contiguous(memory_format=form)
+
+
 def _backward_reference(
     dy: Tensor,
     shift: Tensor | None,
@@ -169,14 +223,18 @@ def _backward_reference(
     slope: float,
     gain: float,
     clamp: float | None,
+    channels_last: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     at = dense(at)
+    dy = _cotangent(dy, at, channels_last)
     if clamp is not None:
         clamp = torch.tensor(clamp, dtype=at.dtype).item()  # a stored y at the bound compares equal to it
-    dy32, shift32, at32, bias32 = _computed(dense_like(dy, at), shift, at, bias)
-    dx = _add_bias(dy32, shift32) * _derivative(at32, bias32, act, slope, gain, clamp)
-    return dense_like(dx.to(at.dtype), at), _channel_sums(dx, want_bias).to(at.dtype)
+    masked = at.dtype == torch.uint8
+    dy32, shift32, at32, bias32 = _computed(dy, shift, signs_of(at, dy) if masked else at, bias)
+    derivative = _derivative(at32, bias32, act, slope, gain, clamp, gain < 0 and not masked)
+    dx = _add_bias(dy32, shift32) * derivative
+    return dense_like(dx.to(dy.dtype), dy), _channel_sums(dx, want_bias).to(dy.dtype)
 
 
 def _backward_backward_reference(
@@ -210,8 +268,9 @@ def _backward_backward_reference(
     )
 
 
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(dense(x))
+def _forward_fake(x: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(dense(x))
+    return y, x.new_empty(_mask_size(y.numel()) if settings[-1] else 0, dtype=torch.uint8)
 
 
 def _sums_fake(like: Tensor, want_bias: bool) -> Tensor:
@@ -221,7 +280,9 @@ def _sums_fake(like: Tensor, want_bias: bool) -> Tensor:
 def _backward_fake(
     dy: Tensor, shift: Tensor | None, at: Tensor, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(dense(at)), _sums_fake(at, settings[-1])
+    *_, channels_last, want_bias = settings
+    dx = torch.empty_like(_cotangent(dy, dense(at), channels_last))
+    return dx, _sums_fake(dx, want_bias)
 
 
 def _backward_backward_fake(
@@ -251,16 +312,26 @@ def _launch_arguments(
     )
 
 
-def _forward_cpu(x: Tensor, bias: Tensor | None, act: str, *settings: Any) -> Tensor:
+def _forward_cpu(
+    x: Tensor,
+    bias: Tensor | None,
+    act: str,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    want_mask: bool,
+) -> tuple[Tensor, Tensor]:
     x, bias = dense(x), None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
+    mask = x.new_empty(_mask_size(x.numel()) if want_mask else 0, dtype=torch.uint8)
     _backends.native("_cpu").bias_act(
         x.data_ptr(),
         _address(bias),
         y.data_ptr(),
-        *_launch_arguments(x, bias is not None, act, *settings),
+        mask.data_ptr() if want_mask else None,
+        *_launch_arguments(x, bias is not None, act, slope, gain, clamp),
     )
-    return y
+    return y, mask
 
 
 def _backward_cpu(
@@ -272,21 +343,24 @@ def _backward_cpu(
     slope: float,
     gain: float,
     clamp: float | None,
+    channels_last: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     at = dense(at)
-    dy = dense_like(dy, at)
+    dy = _cotangent(dy, at, channels_last)
     shift, bias = (None if t is None else t.contiguous() for t in (shift, bias))
-    dx, dbias = torch.empty_like(at), _sums_fake(at, want_bias)
+    dx, dbias = torch.empty_like(dy), _sums_fake(dy, want_bias)
     channelwise = want_bias or bias is not None or shift is not None
+    masked = at.dtype == torch.uint8
     _backends.native("_cpu").bias_act_backward(
         dy.data_ptr(),
         _address(shift),
-        at.data_ptr(),
+        None if masked else at.data_ptr(),
+        at.data_ptr() if masked else None,
         _address(bias),
         dx.data_ptr(),
         dbias.data_ptr() if want_bias else None,
-        *_launch_arguments(at, channelwise, act, slope, gain, clamp),
+        *_launch_arguments(dy, channelwise, act, slope, gain, clamp),
     )
     return dx, dbias
 
@@ -325,17 +399,18 @@ def _backward_backward_cpu(
 _SETTINGS = "str act, float slope, float gain, float? clamp"
 
 _forward = Kernel(
-    f"bias_act(Tensor x, Tensor? bias, {_SETTINGS}) -> Tensor",
+    f"bias_act(Tensor x, Tensor? bias, {_SETTINGS}, bool want_mask) -> (Tensor y, Tensor mask)",
     reference=_forward_reference,
     fake=_forward_fake,
     cpu=_forward_cpu,
     triton="bias_act:bias_act",
 )
-# `at` is y for the piecewise-linear activations and x for the others. `shift` (C,) is added to dy: in a second backward
+# `at` is y or the mask for the piecewise-linear activations and x for the others; `channels_last` is the order that a mask
+# was made in. `shift` (C,) is added to dy: in a second backward
 # pass, where dy is the cotangent of dx, it is the cotangent of the bias gradient.
 _backward = Kernel(
-    f"bias_act_backward(Tensor dy, Tensor? shift, Tensor at, Tensor? bias, {_SETTINGS}, bool want_bias)"
-    " -> (Tensor dx, Tensor dbias)",
+    f"bias_act_backward(Tensor dy, Tensor? shift, Tensor at, Tensor? bias, {_SETTINGS}, "
+    "bool channels_last, bool want_bias) -> (Tensor dx, Tensor dbias)",
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
@@ -352,27 +427,50 @@ _backward_backward = Kernel(
 )
 
 
+# Whether the CPU kernels, which make and read masks in passing, are there.
+_CPU_KERNELS = _backends.missing("cpu") is None
+
+
+def _keeps_mask(x: Tensor, channelwise: bool, act: str, clamp: float | None) -> bool:
+    """Whether the forward pass keeps a bit an element: a row of the kernel must begin and end with a byte."""
+    if not (_CPU_KERNELS and x.device.type == "cpu" and clamp is None) or act == "linear":
+        return False
+    if not ACTIVATIONS[act].piecewise_linear:
+        return False
+    x = dense(x)
+    if not channelwise:
+        return True
+    _, channels, inner = outer_channels_inner(x)
+    return (channels if inner == 1 else inner) % 8 == 0
+
+
 class _BiasAct(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    def forward(
+        x: Tensor, bias: Tensor | None, *settings: Any
+    ) -> tuple[Tensor, Tensor]:
         return _forward(x, bias, *settings)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, bias, *settings = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, bias, *settings, want_mask = inputs
+        y, mask = output
+        ctx.mark_non_differentiable(mask)
         if ACTIVATIONS[settings[0]].piecewise_linear:
-            ctx.save_for_backward(output, None)
+            ctx.save_for_backward(mask if want_mask else y, None)
         else:
             ctx.save_for_backward(x, bias)
-        ctx.settings = settings
+        # y lies in memory as x does, or is contiguous.
+        ctx.settings = (*settings, is_channels_last(x) and not x.is_contiguous())
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
         at, bias = ctx.saved_tensors
-        dx, dbias = _differentiable_backward(dy, None, at, bias, *ctx.settings, ctx.needs_input_grad[1])
-        return dx, dbias if ctx.needs_input_grad[1] else None, None, None, None, None
+        want_bias = ctx.needs_input_grad[1]
+        dx, dbias = _differentiable_backward(dy, None, at, bias, *ctx.settings, want_bias)
+        return dx, dbias if want_bias else None, *(None,) * len(ctx.settings)
 
 
 def _differentiable_backward(
@@ -402,14 +500,14 @@ class _BiasActBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor, ddbias: Tensor) -> tuple[Any, ...]:
         dy, at, bias = ctx.saved_tensors
-        *settings, had_bias = ctx.settings
+        *settings, channels_last, had_bias = ctx.settings
         shift = ddbias if had_bias else None
         want_shift, want_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         none = (None,) * len(ctx.settings)
         if dy is None:
             # None, not zeros, for `at`: zeros would drag a dead pass through the forward graph.
             grad_dy, grad_shift = _differentiable_backward(
-                ddx, shift, at, bias, *settings, want_shift
+                ddx, shift, at, bias, *settings, channels_last, want_shift
             )
             return grad_dy, grad_shift if want_shift else None, None, None, *none
         arguments = (ddx, shift, dy, at, bias, *settings, want_bias)
@@ -498,8 +596,9 @@ def bias_act(
         return bias_act_reference(x, bias, act, slope=slope, gain=gain, clamp=clamp)
     settings = (act, float(slope), float(gain), None if clamp is None else float(clamp))
     if needs_grad(x, bias):
-        return _BiasAct.apply(x, bias, *settings)
-    return _forward(x, bias, *settings)
+        want_mask = _keeps_mask(x, bias is not None, act, clamp)
+        return _BiasAct.apply(x, bias, *settings, want_mask)[0]
+    return _forward(x, bias, *settings, False)[0]
 
 
 def _samples() -> tuple[Sample, ...]:
@@ -524,6 +623,9 @@ def _samples() -> tuple[Sample, ...]:
         Sample("volume", (T((1, 2, 3, 4, 5)), T((2,)), "sigmoid")),
         Sample("no samples", (T((0, 4, 2, 2)), T((4,)))),
         Sample("no channels", (T((2, 0, 3)), T((0,)))),
+        Sample("a mask, channels last", (T((3, 24, 3, 2), channels_last=True), T((24,)), "relu")),
+        Sample("a mask, negative gain", (T((2, 3, 4, 4)), T((3,))), {"gain": -2.0}),
+        Sample("a mask, odd end", (T((3, 5, 7)), None, "relu")),
         Sample("zero slope", (T((3, 4, 5)), T((4,))), {"slope": 0.0, "gain": 0.0}),
     )
 

@@ -371,7 +371,7 @@ _SHAPES: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
     ("large", (3, 70001), {"seed": 99, "sample_offset": 12}),
 )
 
-_BAD_COUNTERS = (
+_BAD_COUNTERS: tuple[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str], ...] = (
     ("negative size", ((2, -1),), {"seed": 1}, ValueError, "shape must not have negative sizes"),
     ("shape is a number", (4,), {"seed": 1}, TypeError, "shape must be a sequence of ints"),
     ("seed out of range", ((2, 3),), {"seed": 2**64}, ValueError, "seed must lie in"),

@@ -165,6 +165,6 @@ def test_bindings_refuse_what_they_are_not_made_for(module):
 def test_kernels_refuse_unknown_numbers(module):
     native = _backends.native(module)
     with pytest.raises(RuntimeError, match="unknown element type"):
-        native.bias_act(None, None, None, 9, 1, 1, 1, 0, 0.2, 1.0, 1.0, 1)
+        native.bias_act(None, None, None, None, 9, 1, 1, 1, 0, 0.2, 1.0, 1.0, 1)
     with pytest.raises(RuntimeError, match="unknown activation"):
-        native.bias_act(None, None, None, 0, 1, 1, 1, 99, 0.2, 1.0, 1.0, 1)
+        native.bias_act(None, None, None, None, 0, 1, 1, 1, 99, 0.2, 1.0, 1.0, 1)
