@@ -1,6 +1,6 @@
 # make demo   set everything up and train a GAN on real digits to a picture
 # make test   set everything up and pass the tests
-# The rest: bench, lint, format, proofs, gpu-check, clean.
+# The rest: test-pure, sanitize, bench, lint, format, proofs, gpu-check, clean.
 
 # The first of these that is new enough.
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(shell $(p) -c \
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
 
-.PHONY: demo test test-pure bench lint format proofs gpu-check clean
+.PHONY: demo test test-pure sanitize bench lint format proofs gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
@@ -23,6 +23,16 @@ test-pure: $(VENV)/dev.stamp
 	rm -rf build/pure
 	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/pure .
 	cd build/pure && PYTHONPATH=$(CURDIR)/build/pure PYFASTGAN_TEST_PURE=1 $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
+
+# The CPU kernels under AddressSanitizer and UBSan, which see past the end of a tensor's memory.
+sanitize: $(VENV)/dev.stamp
+	rm -rf build/sanitized
+	PYFASTGAN_BUILD=cpu PYFASTGAN_SANITIZE=address,undefined \
+		$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/sanitized .
+	cd build/sanitized && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		PYTHONPATH=$(CURDIR)/build/sanitized $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml \
+		$(CURDIR)/tests/ops -k "values or same_bits or layouts or instruction_set or refuse or parts or any_shape"
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py --run

@@ -83,4 +83,5 @@ struct Registration {
 
 #define PF_TEXT_(x) #x
 #define PF_TEXT(x) PF_TEXT_(x)
-#define PF_EXPORT(f) static ::pyfastgan::Registration<&f> registration_of_##f{#f, PF_TEXT(PF_ISA)}
+#define PF_EXPORT(f) \
+    static ::pyfastgan::Registration<&f> registration_of_##f { #f, PF_TEXT(PF_ISA) }

@@ -1,7 +1,8 @@
 """Fast kernels for generative models, and the models made of them.
 
-`pyfastgan.ops` and `pyfastgan.nn` need torch alone. The families (`pyfastgan.gan`, ...), `pyfastgan.training`,
-`pyfastgan.data` and `pyfastgan.metrics` are loaded when they are first named and need `pip install pyfastgan[train]`.
+`pyfastgan.ops` and `pyfastgan.nn` need torch alone. The families (`pyfastgan.gan`, ...),
+`pyfastgan.training`, `pyfastgan.data` and `pyfastgan.metrics` are loaded when they are first named
+and need `pip install pyfastgan[train]`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What this installation can do: versions, compiled modules, and which backend serves each op and why others do not."""
+"""What this installation can do: versions, compiled modules, and which backend serves each op and
+why others do not."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ def _module(name: str) -> dict[str, Any]:
     loaded = _backends._load(name)
     if isinstance(loaded, str):
         return {"built": False, "reason": loaded}
-    facts = {key: getattr(loaded, key) for key in ("version", "isa", "openmp", "architectures") if hasattr(loaded, key)}
+    facts = {
+        key: getattr(loaded, key)
+        for key in ("version", "isa", "openmp", "architectures")
+        if hasattr(loaded, key)
+    }
     return {"built": True, **facts, **({"reason": reason} if reason else {})}
 
 
@@ -79,9 +84,13 @@ def info_text() -> str:
         f"backend asked for: {facts['backend']}",
     ]
     for name, module in facts["modules"].items():
-        known = [f"{key} {value}" for key, value in module.items() if key not in ("built", "reason")]
+        known = [
+            f"{key} {value}" for key, value in module.items() if key not in ("built", "reason")
+        ]
         state = ", ".join(known) if module["built"] else "not built"
-        lines.append(f"pyfastgan.{name}: {state}" + (f" ({module['reason']})" if "reason" in module else ""))
+        lines.append(
+            f"pyfastgan.{name}: {state}" + (f" ({module['reason']})" if "reason" in module else "")
+        )
     for name, kernels in facts["ops"].items():
         lines.append(f"\n{name}")
         for kernel, devices in kernels.items():

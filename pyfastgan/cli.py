@@ -260,11 +260,9 @@ def _first_process() -> bool:
 
 
 def _unknown(kind: str, name: str, known: Any) -> str:
-    import difflib
+    from pyfastgan._names import nearest
 
-    close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} {name!r}{nearest(name, known)} (known: {', '.join(known)})"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The contract that every op keeps, as checks over what the registry says of it.
 
-`check_op(op)` runs them all; the test suite runs them one by one for every registered op, sample, dtype and backend.
-Each check raises AssertionError and says what was found.
+`check_op(op)` runs them all; the test suite runs them one by one for every registered op, sample,
+dtype and backend. Each check raises AssertionError and says what was found.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _error(x: Tensor, exact: Tensor) -> float:
 
 
 def check_values(op: Op, sample: Sample, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Values and derivatives: at most twice plain PyTorch's error against float64, plus the op's epsilon."""
+    """Values and derivatives: at most twice plain PyTorch's error against float64, plus the op's
+    epsilon."""
     if sample.takes_dtype and dtype not in FLOATS:
         return
     exact = _run_exact(op, sample, dtype, device)
@@ -182,7 +183,9 @@ def check_operators(op: Op, sample: Sample, device: str = "cpu") -> None:
     for operator, args in calls.seen:
         plain = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         torch.library.opcheck(
-            operator, plain, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+            operator,
+            plain,
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
 
 
@@ -209,7 +212,8 @@ def _assert_same(a: list[Tensor | None], b: list[Tensor | None], what: str) -> N
 
 
 def check_same_bits(op: Op, sample: Sample, dtype: torch.dtype, device: str = "cpu") -> None:
-    """The same call gives the same bits again, on one thread and on several, and leaves nothing uninitialised."""
+    """The same call gives the same bits again, on one thread and on several, and leaves nothing
+    uninitialised."""
     first = run(op.function, op, sample, dtype, device)
     threads = torch.get_num_threads()
     try:
@@ -262,7 +266,8 @@ def check_layouts(op: Op, sample: Sample, device: str = "cpu") -> None:
 
 
 def check_backward_twice(op: Op, sample: Sample, device: str = "cpu") -> None:
-    """A graph kept with `retain_graph` gives the same gradients again, also for a cotangent without memory of its own."""
+    """A graph kept with `retain_graph` gives the same gradients again, also for a cotangent without
+    memory of its own."""
     args, kwargs = sample.make(torch.float32, device)
     inputs = _inputs(args, kwargs)
     if not op.orders or not inputs:
@@ -279,8 +284,9 @@ def check_backward_twice(op: Op, sample: Sample, device: str = "cpu") -> None:
 def check_not_finite(op: Op, sample: Sample, device: str = "cpu") -> None:
     """NaN and infinity in the inputs neither crash nor vanish.
 
-    NaN gives NaN just where the reference does. For infinity torch's own functions differ between their vector and scalar
-    code (gelu), so there an op may be better than the reference, and must not add a NaN.
+    NaN gives NaN just where the reference does. For infinity torch's own functions differ between
+    their vector and scalar code (gelu), so there an op may be better than the reference, and must
+    not add a NaN.
     """
     for bad in (math.nan, math.inf, -math.inf):
 
@@ -295,7 +301,10 @@ def check_not_finite(op: Op, sample: Sample, device: str = "cpu") -> None:
         args, kwargs = tuple(map(spoil, args)), {k: spoil(v) for k, v in kwargs.items()}
         if not _inputs(args, kwargs):
             return
-        ours, plain = _tensors(op.function(*args, **kwargs)), _tensors(op.reference(*args, **kwargs))
+        ours, plain = (
+            _tensors(op.function(*args, **kwargs)),
+            _tensors(op.reference(*args, **kwargs)),
+        )
         for a, b in zip(ours, plain, strict=True):
             added = a.isnan() & ~b.isnan()
             lost = b.isnan() & ~a.isnan() if math.isnan(bad) else torch.zeros_like(added)

@@ -20,8 +20,8 @@
 namespace PF_NAMESPACE {
 namespace {
 
-constexpr int64_t kPiece = 16384;   // elements of a piece of work
-constexpr int64_t kSmall = 32768;   // below this the calling thread does it all
+constexpr int64_t kPiece = 16384;  // elements of a piece of work
+constexpr int64_t kSmall = 32768;  // below this the calling thread does it all
 
 struct Shape {
     int64_t outer, channels, inner;
@@ -71,7 +71,8 @@ struct Forward {
     }
 };
 
-// in: dy, and y or the mask's signs (piecewise linear) or x; `extra` is added to dy. Returns dx, which is also what the bias gradient sums.
+// in: dy, and y or the mask's signs (piecewise linear) or x; `extra` is added to dy. Returns dx, which is also what the
+// bias gradient sums.
 template <int A, class T>
 struct Backward {
     using V = Pack<T>;
@@ -147,7 +148,8 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
     for (; k + kStep <= n; k += kStep) {
         for (int j = 0; j < kRead; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
         if constexpr (F::kTakesMask)
-            in[kRead] = p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : Storage<T>::read(p.in[kRead] + start + k);
+            in[kRead] =
+                p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : Storage<T>::read(p.in[kRead] + start + k);
         const V b = load<V>(bias + (kAlong ? k : 0));
         const V r = F::apply(in, b, load<V>(extra + (kAlong ? k : 0)), s, out);
         if constexpr (F::kMakesMask)
@@ -162,7 +164,8 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
     if (k < n) {
         for (int j = 0; j < kRead; ++j) in[j] = read_part(p.in[j] + start + k, n - k);
         if constexpr (F::kTakesMask)
-            in[kRead] = p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : read_part(p.in[kRead] + start + k, n - k);
+            in[kRead] =
+                p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : read_part(p.in[kRead] + start + k, n - k);
         V b, e;
         if constexpr (kAlong) {
             b = splat<V>(0);
@@ -233,8 +236,8 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
 
 // The bias along the innermost axis. Few channels are repeated until they fill packs, several rows at a time.
 template <class T, class F, class S = Scalar<Pack<T>>>
-void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums,
-                   const Settings<S>& s, int threads) {
+void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums, const Settings<S>& s,
+                   int threads) {
     const int64_t channels = shape.channels;
     const int64_t repeat = channels % lanes<T>() == 0 || channels > 1024 ? 1 : lanes<T>();
     const int64_t width = channels * repeat;
@@ -298,9 +301,8 @@ const char* dispatch(int type, int act, Shape shape, const void* const* in, void
                      const void* extra, void* sums, void* mask, double slope, double gain, double clamp, int threads) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
-        decltype(&run_act<F, T, 0>) table[] = {run_act<F, T, 0>, run_act<F, T, 1>, run_act<F, T, 2>,
-                                               run_act<F, T, 3>, run_act<F, T, 4>, run_act<F, T, 5>,
-                                               run_act<F, T, 6>, run_act<F, T, 7>};
+        decltype(&run_act<F, T, 0>) table[] = {run_act<F, T, 0>, run_act<F, T, 1>, run_act<F, T, 2>, run_act<F, T, 3>,
+                                               run_act<F, T, 4>, run_act<F, T, 5>, run_act<F, T, 6>, run_act<F, T, 7>};
         if (act < 0 || act >= kActCount) return "unknown activation";
         table[act](shape, in, out, bias, extra, sums, mask, slope, gain, clamp, threads);
         return nullptr;
@@ -310,8 +312,9 @@ const char* dispatch(int type, int act, Shape shape, const void* const* in, void
 }  // namespace
 
 // mask may be null; then nothing is kept beside y. It has a bit an element in words of 64 and one word of padding.
-static const char* bias_act(const void* x, const void* bias, void* y, void* mask, int type, int64_t outer, int64_t channels,
-                            int64_t inner, int act, double slope, double gain, double clamp, int threads) {
+static const char* bias_act(const void* x, const void* bias, void* y, void* mask, int type, int64_t outer,
+                            int64_t channels, int64_t inner, int act, double slope, double gain, double clamp,
+                            int threads) {
     const void* in[] = {x};
     void* out[] = {y};
     return dispatch<Forward>(type, act, {outer, channels, inner}, in, out, bias, nullptr, nullptr, mask, slope, gain,
@@ -319,10 +322,11 @@ static const char* bias_act(const void* x, const void* bias, void* y, void* mask
 }
 PF_EXPORT(bias_act);
 
-// `at` is y for the piecewise-linear activations and x for the others, null where there is a mask; shift (added to dy) and dbias may be null.
-static const char* bias_act_backward(const void* dy, const void* shift, const void* at, void* mask, const void* bias, void* dx,
-                                     void* dbias, int type, int64_t outer, int64_t channels, int64_t inner, int act, double slope,
-                                     double gain, double clamp, int threads) {
+// `at` is y for the piecewise-linear activations and x for the others, null where there is a mask; shift (added to dy)
+// and dbias may be null.
+static const char* bias_act_backward(const void* dy, const void* shift, const void* at, void* mask, const void* bias,
+                                     void* dx, void* dbias, int type, int64_t outer, int64_t channels, int64_t inner,
+                                     int act, double slope, double gain, double clamp, int threads) {
     const void* in[] = {dy, at};
     void* out[] = {dx};
     return dispatch<Backward>(type, act, {outer, channels, inner}, in, out, bias, shift, dbias, mask, slope, gain,
@@ -332,13 +336,13 @@ PF_EXPORT(bias_act_backward);
 
 // For the smooth activations. shift, the cotangent of the bias gradient, and grad_bias may be null.
 static const char* bias_act_backward_backward(const void* ddx, const void* shift, const void* dy, const void* x,
-                                              const void* bias, void* grad_dy, void* grad_x, void* grad_bias,
-                                              int type, int64_t outer, int64_t channels, int64_t inner, int act,
-                                              double slope, double gain, double clamp, int threads) {
+                                              const void* bias, void* grad_dy, void* grad_x, void* grad_bias, int type,
+                                              int64_t outer, int64_t channels, int64_t inner, int act, double slope,
+                                              double gain, double clamp, int threads) {
     const void* in[] = {ddx, dy, x};
     void* out[] = {grad_dy, grad_x};
-    return dispatch<BackwardBackward>(type, act, {outer, channels, inner}, in, out, bias, shift, grad_bias, nullptr, slope,
-                                      gain, clamp, threads);
+    return dispatch<BackwardBackward>(type, act, {outer, channels, inner}, in, out, bias, shift, grad_bias, nullptr,
+                                      slope, gain, clamp, threads);
 }
 PF_EXPORT(bias_act_backward_backward);
 

@@ -34,8 +34,7 @@ struct Keys {
 
 PF_FN void keys_of_seed(uint64_t seed, Keys& keys) {
 #pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h)
-        philox_keys(vword{} + (seed & 0xffffffffu), vword{} + (seed >> 32), keys.of[h]);
+    for (int h = 0; h < 2; ++h) philox_keys(vword{} + (seed & 0xffffffffu), vword{} + (seed >> 32), keys.of[h]);
 }
 
 PF_FN uint64_t sample_word(const Noise& n, int64_t sample) {
@@ -80,8 +79,7 @@ PF_FN void mixed(const Noise& n, int64_t sample, int64_t block, vword counter[2]
         counter[h][1] = load<vword>(number[h]) >> 32;
         counter[h][2] = load<vword>(word[h]);
         counter[h][3] = vword{} + static_cast<uint64_t>(n.stream);
-        if (n.per_sample)
-            philox_keys(load<vword>(seed[h]) & 0xffffffffu, load<vword>(seed[h]) >> 32, keys.of[h]);
+        if (n.per_sample) philox_keys(load<vword>(seed[h]) & 0xffffffffu, load<vword>(seed[h]) >> 32, keys.of[h]);
     }
 }
 
@@ -213,10 +211,10 @@ const char* numbers(const Noise& n, void* out, int type, int threads) {
 
 }  // namespace
 
-static const char* random_words(int64_t* out, int64_t samples, int64_t elements, const int64_t* seeds,
-                                int per_sample, int64_t stream, int64_t sample_offset, int threads) {
-    const Noise n{samples, elements, seeds, per_sample != 0, static_cast<uint32_t>(stream),
-                  static_cast<uint32_t>(sample_offset)};
+static const char* random_words(int64_t* out, int64_t samples, int64_t elements, const int64_t* seeds, int per_sample,
+                                int64_t stream, int64_t sample_offset, int threads) {
+    const Noise n{
+        samples, elements, seeds, per_sample != 0, static_cast<uint32_t>(stream), static_cast<uint32_t>(sample_offset)};
     if (samples > 0 && elements > 0) fill<WordMaker>(n, out, threads);
     return nullptr;
 }

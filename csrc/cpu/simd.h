@@ -106,12 +106,8 @@ PF_FN vfloat interleave_high(vfloat a, vfloat b, std::index_sequence<I...>) {
     return __builtin_shufflevector(a, b, (kLanes / 2 + I / 2 + (I % 2) * kLanes)...);
 }
 // a0 b0 a1 b1 ... : the first and the second half of the two vectors merged.
-PF_FN vfloat interleave_low(vfloat a, vfloat b) {
-    return interleave_low(a, b, std::make_index_sequence<kLanes>{});
-}
-PF_FN vfloat interleave_high(vfloat a, vfloat b) {
-    return interleave_high(a, b, std::make_index_sequence<kLanes>{});
-}
+PF_FN vfloat interleave_low(vfloat a, vfloat b) { return interleave_low(a, b, std::make_index_sequence<kLanes>{}); }
+PF_FN vfloat interleave_high(vfloat a, vfloat b) { return interleave_high(a, b, std::make_index_sequence<kLanes>{}); }
 
 // One bit a lane: whether it is above zero, lane 0 in bit 0.
 PF_FN uint32_t positive_bits(vfloat x) {

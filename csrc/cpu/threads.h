@@ -5,7 +5,8 @@
 
 namespace PF_NAMESPACE {
 
-// f(piece) for piece in [0, pieces); small work stays on the calling thread, since a fork and a join cost a microsecond.
+// f(piece) for piece in [0, pieces); small work stays on the calling thread, since a fork and a join cost a
+// microsecond.
 template <class F>
 inline void parallel_for(int64_t pieces, int threads, bool small, F f) {
 #ifdef _OPENMP

@@ -82,9 +82,7 @@ struct Storage<double> {
 template <>
 struct Storage<bfloat16> {
     using Pack = vfloat;
-    static PF_FN Pack read(const bfloat16* p) {
-        return from_bits(__builtin_convertvector(load<vhalf>(p), vint) << 16);
-    }
+    static PF_FN Pack read(const bfloat16* p) { return from_bits(__builtin_convertvector(load<vhalf>(p), vint) << 16); }
     static PF_FN void write(bfloat16* p, Pack v) {
         const vint b = as_bits(v);
         const vint rounded = select(v != v, b | 0x400000, b + 0x7fff + ((b >> 16) & 1));
@@ -143,10 +141,14 @@ PF_FN void write_part(T* p, Pack<T> v, int64_t n) {
 template <class F>
 const char* with_type(int type, F f) {
     switch (type) {
-        case kFloat32: return f(float{});
-        case kFloat64: return f(double{});
-        case kBfloat16: return f(bfloat16{});
-        case kFloat16: return f(float16{});
+        case kFloat32:
+            return f(float{});
+        case kFloat64:
+            return f(double{});
+        case kBfloat16:
+            return f(bfloat16{});
+        case kFloat16:
+            return f(float16{});
     }
     return "unknown element type";
 }

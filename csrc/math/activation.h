@@ -22,8 +22,7 @@ PF_FN V activate(V x, Scalar<V> slope) {
     if constexpr (A == kSigmoid) return logistic(x);
     if constexpr (A == kSilu) return x * logistic(x);
     if constexpr (A == kGelu) return x * normal_cdf(x);
-    if constexpr (A == kSoftplus)
-        return select(x < Scalar<V>(0), zero, x) + log1p_unit(exponential(-absolute(x)));
+    if constexpr (A == kSoftplus) return select(x < Scalar<V>(0), zero, x) + log1p_unit(exponential(-absolute(x)));
 }
 
 template <class V>

@@ -44,8 +44,7 @@ PF_FN V exponential(V x) {
     const auto n = as_bits(shifted) - 0x4b400000;
     const V k = shifted - 12582912.0f;
     const V r = (x - k * kLn2High) - k * kLn2Low;
-    const V p =
-        polynomial(r, 4.9999994e-01f, 1.6666515e-01f, 4.1668456e-02f, 8.369419e-03f, 1.3813142e-03f);
+    const V p = polynomial(r, 4.9999994e-01f, 1.6666515e-01f, 4.1668456e-02f, 8.369419e-03f, 1.3813142e-03f);
     // 2^n in two factors, since n runs from -152 to 129 and one exponent field does not hold that.
     const auto half = n >> 1;
     const V scale_a = from_bits((half + 127) << 23);
@@ -80,8 +79,8 @@ template <class V>
 PF_FN V hyperbolic_tangent(V x) {
     const V a = absolute(x);
     const V u = x * x;
-    const V small = x + x * u * polynomial(u, -3.3333263e-01f, 1.3330899e-01f, -5.3692967e-02f, 2.0483317e-02f,
-                                           -5.5286335e-03f);
+    const V small =
+        x + x * u * polynomial(u, -3.3333263e-01f, 1.3330899e-01f, -5.3692967e-02f, 2.0483317e-02f, -5.5286335e-03f);
     const V large = 1.0f - 2.0f / (exponential(2.0f * a) + 1.0f);
     return select(a < 0.625f, small, select(x < 0.0f, -large, large));
 }

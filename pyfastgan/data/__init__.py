@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from pyfastgan._names import nearest
 from pyfastgan.data.datasets import MapData, TensorData
 from pyfastgan.data.digits import load_digits
 from pyfastgan.data.toys import TOYS, Toy, load_toy
@@ -49,7 +49,7 @@ def load(source: Any, **options: Any) -> TensorData | MapData:
     if isinstance(source, str):
         if source not in names():
             raise ValueError(
-                f"unknown data set {source!r}{_nearest(source, names())}"
+                f"unknown data set {source!r}{nearest(source, names())}"
                 f" (known: {', '.join(names())})"
             )
         if source == "digits":
@@ -73,11 +73,6 @@ def load(source: Any, **options: Any) -> TensorData | MapData:
     )
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _call(
     loader: Callable[..., TensorData], name: str, options: dict[str, Any], *args: Any
 ) -> TensorData:
@@ -89,7 +84,7 @@ def _call(
     for key in options:
         if key not in known:
             raise ValueError(
-                f"the data set {name!r} has no option {key!r}{_nearest(key, known)}"
+                f"the data set {name!r} has no option {key!r}{nearest(key, known)}"
                 f" (known: {', '.join(known)})"
             )
     return loader(*args, **options)

@@ -1,4 +1,5 @@
-"""Fast layers: `torch.nn.Module`s, thin over `pyfastgan.ops`, with the names and the state of what they replace."""
+"""Fast layers: `torch.nn.Module`s, thin over `pyfastgan.ops`, with the names and the state of what
+they replace."""
 
 from .bias_act import BiasAct
 from .blocks import ConvBlock, ConvTransposeBlock, FusedSequential

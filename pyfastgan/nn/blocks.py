@@ -1,7 +1,7 @@
 """Convolution, normalisation and activation as one layer, and rows of such layers.
 
-The convolution and the batch norm are torch's own, and compute what theirs do. A block holds them as its children "0" and
-"1", so that its state is that of `nn.Sequential(convolution, norm, activation)`.
+The convolution and the batch norm are torch's own. A block holds them as its children "0" and "1",
+so that its state is that of `nn.Sequential(convolution, norm, activation)`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyfastgan._names import check_choice
 from pyfastgan.ops import bias_act
-from pyfastgan.ops._common import check_name
 from pyfastgan.ops.bias_act import ACTIVATIONS
 
 _NORMS = ("batch",)
@@ -27,8 +27,8 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         if norm is not None:
-            check_name("norm", norm, _NORMS)
-        check_name("act", act, ACTIVATIONS)
+            check_choice("norm", norm, _NORMS)
+        check_choice("act", act, ACTIVATIONS)
         self.act, self.slope = act, slope
         self.add_module("0", conv)
         if norm is not None:
@@ -71,7 +71,8 @@ class ConvBlock(_Block):
         norm: "batch" or None.
         act: linear, relu, leaky_relu, tanh, sigmoid, silu, gelu or softplus.
         slope: leaky_relu's.
-        bias: whether the convolution has one; by default where there is no norm, which would take it out again.
+        bias: whether the convolution has one; by default where there is no norm, which would take
+            it out again.
 
     Children: `conv`, an `nn.Conv2d`, and `norm`, an `nn.BatchNorm2d` or None.
     """
@@ -111,11 +112,13 @@ class ConvTransposeBlock(_Block):
     """act(norm(conv_transpose(x))) over images (N, in_channels, H, W).
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, output_padding: those of `nn.ConvTranspose2d`.
+        in_channels, out_channels, kernel_size, stride, padding, output_padding: those of
+            `nn.ConvTranspose2d`.
         norm: "batch" or None.
         act: linear, relu, leaky_relu, tanh, sigmoid, silu, gelu or softplus.
         slope: leaky_relu's.
-        bias: whether the convolution has one; by default where there is no norm, which would take it out again.
+        bias: whether the convolution has one; by default where there is no norm, which would take
+            it out again.
 
     Children: `conv`, an `nn.ConvTranspose2d`, and `norm`, an `nn.BatchNorm2d` or None.
     """
@@ -163,8 +166,9 @@ class ConvTransposeBlock(_Block):
 class FusedSequential(nn.Sequential):
     """A row of modules that loads and saves the state of the same row with every block written out.
 
-    Where `nn.Sequential` has a convolution, a norm and an activation at places i, i+1 and i+2, one block stands here, and
-    its state has the keys `i.*` and `(i+1).*`: weights move between the two in both directions.
+    Where `nn.Sequential` has a convolution, a norm and an activation at places i, i+1 and i+2, one
+    block stands here, and its state has the keys `i.*` and `(i+1).*`: weights move between the two
+    in both directions.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -188,7 +192,8 @@ class FusedSequential(nn.Sequential):
 
 
 def _rename(state: dict[str, Any], pairs: list[tuple[str, str]], prefix: str) -> None:
-    """Replaces the first matching prefix of each key under `prefix`, all at once, since the two ranges overlap."""
+    """Replaces the first matching prefix of each key under `prefix`, all at once, since the two
+    ranges overlap."""
     taken = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
     for key, value in taken.items():
         rest = key.removeprefix(prefix)
@@ -202,7 +207,5 @@ def _write_out(
     _rename(state, row._places(), prefix)
 
 
-def _gather(
-    row: FusedSequential, state: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def _gather(row: FusedSequential, state: dict[str, Any], prefix: str, *_: Any) -> None:
     _rename(state, [(new, old) for old, new in row._places()], prefix)

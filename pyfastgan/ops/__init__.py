@@ -1,6 +1,7 @@
 """The fast ops: one file each, registered in one list, served by the fastest backend that can.
 
-A line here brings an op in: its file registers it as it is imported, and its public function takes the file's name.
+A line here brings an op in: its file registers it as it is imported, and its public function takes
+the file's name.
 """
 
 from .bias_act import bias_act

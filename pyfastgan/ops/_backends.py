@@ -1,4 +1,5 @@
-"""Which implementations there are on this machine, which one is asked for, and why one cannot be had."""
+"""Which implementations there are on this machine, which one is asked for, and why one cannot be
+had."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def _checked(name: str) -> str:
 
 
 class _Choice:
-    """The backend in force, for all threads: autograd may run a backward pass in a thread of its own."""
+    """The backend in force, for all threads: autograd may run a backward pass in a thread of its
+    own."""
 
     def __init__(self) -> None:
         self._name: str | None = None
@@ -112,7 +114,8 @@ class use_backend:
 
     Raises:
         ValueError: the name is none of these.
-        BackendError: the backend cannot run on this machine. A call that the named backend cannot serve raises it too.
+        BackendError: the backend cannot run on this machine. A call that the named backend cannot
+        serve raises it too.
     """
 
     def __init__(self, name: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +23,9 @@ def check_float(argument: str, x: object) -> None:
         )
 
 
-def check_name(argument: str, name: object, known: Iterable[str]) -> None:
-    """Refuses a name that is not known, and suggests the nearest one."""
-    known = list(known)
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}{hint}")
-
-
 def forward_mode() -> bool:
-    """Whether forward-mode differentiation is going on. Kernels have no tangents: then the reference serves."""
+    """Whether forward-mode differentiation is going on. Kernels have no tangents: then the
+    reference serves."""
     return forward_ad._current_level >= 0
 
 
@@ -66,10 +57,17 @@ def dense_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def outer_channels_inner(x: Tensor) -> tuple[int, int, int]:
-    """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner = 1."""
-    channels = x.size(1)
-    if x.is_contiguous() and x.dim() > 2:
-        inner = x[0, 0].numel() if x.numel() else 0
-        return x.size(0), channels, inner
-    outer = x.numel() // channels if channels else 0
-    return outer, channels, 1
+    """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner =
+    1."""
+    outer, channels, *inner = x.shape
+    if inner and x.is_contiguous():
+        return outer, channels, math.prod(inner)
+    return outer * math.prod(inner), channels, 1
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`, without the inspection of its signature that torch repeats for
+    functorch's sake."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """What every op is made of, and the one list of them that the contract tests, the benchmarks and `info` read.
 
-A `Kernel` is one registered torch operator with its implementations: a forward, a backward or a backward of the backward.
-An `Op` is what a user calls: a public function over one to three kernels.
+A `Kernel` is one registered torch operator with its implementations: a forward, a backward or a
+backward of the backward. An `Op` is what a user calls: a public function over one to three kernels.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Kernel:
         self.name = schema.split("(", 1)[0]
         self._triton = triton
         self._run: dict[str, Callable[..., Any]] = {"reference": reference}
+        self._served: dict[tuple[str, str], str] = {}
         if cpu is not None:
             self._run["cpu"] = cpu
         if cuda is not None:
@@ -59,7 +60,11 @@ class Kernel:
 
     def backends(self) -> tuple[str, ...]:
         """The backends that are written for this kernel."""
-        return (*self._run, "triton") if self._triton and "triton" not in self._run else tuple(self._run)
+        return (
+            (*self._run, "triton")
+            if self._triton and "triton" not in self._run
+            else tuple(self._run)
+        )
 
     def refuses(self, backend: str, device: torch.device) -> str | None:
         """Why a backend does not serve this kernel on tensors of `device`; None if it does."""
@@ -78,7 +83,9 @@ class Kernel:
         if chosen != "auto":
             reason = self.refuses(chosen, device)
             if reason is not None:
-                raise _backends.BackendError(f"backend {chosen!r} cannot serve {self.name}: {reason}")
+                raise _backends.BackendError(
+                    f"backend {chosen!r} cannot serve {self.name}: {reason}"
+                )
             return chosen
         wanted = [name for name in ("cpu", "cuda", "triton") if name in self.backends()]
         wanted = [name for name in wanted if (name == "cpu") == (device.type == "cpu")]
@@ -90,14 +97,25 @@ class Kernel:
         return "reference"
 
     def _dispatch(self, *args: Any) -> Any:
-        device = next(a.device for a in args if isinstance(a, torch.Tensor))
-        return self.implementation(self.serving(device))(*args)
+        for a in args:
+            if isinstance(a, torch.Tensor):
+                device = a.device
+                break
+        # What serves does not change while the choice stays, and finding it costs as much as a
+        # small kernel.
+        key = (_backends.choice.name, device.type)
+        backend = self._served.get(key)
+        if backend is None:
+            backend = self._served[key] = self.serving(device)
+        return self.implementation(backend)(*args)
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         if backend == "triton" and "triton" not in self._run:
             assert self._triton is not None
             module, function = self._triton.split(":")
-            self._run["triton"] = getattr(importlib.import_module(f"pyfastgan.kernels.{module}"), function)
+            self._run["triton"] = getattr(
+                importlib.import_module(f"pyfastgan.kernels.{module}"), function
+            )
         return self._run[backend]
 
 
@@ -121,7 +139,8 @@ class T:
 
 @dataclass(frozen=True)
 class Sample:
-    """A call of an op. Every `T` among the arguments becomes a tensor; `takes_dtype` passes dtype= instead."""
+    """A call of an op. Every `T` among the arguments becomes a tensor; `takes_dtype` passes dtype=
+    instead."""
 
     label: str
     args: tuple[Any, ...]
@@ -162,9 +181,11 @@ class Row:
         name: what is measured, e.g. "bias_act fwd+bwd".
         shape: how the table names the shape.
         make: allocates the inputs and returns the contestants: "ours" and "eager" (as the field writes it), and any
-            peer library's function under its name; `torch.compile` of eager is added by the benchmark.
+            peer library's function under its name; `torch.compile` of eager is added by the
+            benchmark.
         bytes: the fewest bytes that must move.
-        flops: the fewest floating-point operations of a matrix product kind; 0 where memory is the limit.
+        flops: the fewest floating-point operations of a matrix product kind; 0 where memory is the
+            limit.
     """
 
     name: str
@@ -181,12 +202,14 @@ class Op:
     Args:
         name: the public name in `pyfastgan.ops`.
         function: the public function.
-        reference: the same signature in plain PyTorch, differentiable by autograd; it defines the op.
+        reference: the same signature in plain PyTorch, differentiable by autograd; it defines the
+            op.
         kernels: its forward, backward, backward of the backward, as far as there are.
         samples: calls that between them reach every branch of every kernel.
         bad_calls: calls that must be refused.
         orders: how many times it can be differentiated.
-        epsilon: for each dtype the error allowed beside twice that of plain PyTorch, relative to max(|value|, 1).
+        epsilon: for each dtype the error allowed beside twice that of plain PyTorch, relative to
+            max(|value|, 1).
         rows: the lines of the benchmark tables.
     """
 

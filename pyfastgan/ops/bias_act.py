@@ -2,17 +2,22 @@
 
     x      (N, C, ...) of any layout; without a bias any shape
     bias   (C,) or None
-    act    linear, relu, leaky_relu (negative slope `slope`), tanh, sigmoid, silu, gelu (the exact one), softplus
-    gain   multiplies the activation; clamp, if given, bounds the result
+    act    linear, relu, leaky_relu (negative slope `slope`), tanh, sigmoid, silu, gelu (the exact
+           one), softplus
+    gain   multiplies the activation
+    clamp  bounds the magnitude of the result, if given
 
-Differentiable twice in x and bias (any number of times for linear, relu and leaky_relu), also with `torch.func` and in
-forward mode, which the reference serves. Where the clamp binds the derivative is zero; at a kink it is torch's: 0 for
-relu and `slope` for leaky_relu.
+Differentiable twice in x and bias (any number of times for linear, relu and leaky_relu), also with
+`torch.func` and in forward mode, which the reference serves. Where the clamp binds the derivative
+is zero; at a kink it is torch's: 0 for relu and `slope` for leaky_relu.
 
-Kept for the backward pass: for linear, relu and leaky_relu the output (the next layer keeps it anyway), or on a CPU one bit
-an element, which the backward pass reads sooner; for the others x and bias.
-The bias gradient is accumulated in float32 (float64 for float64) in a fixed order. Under autocast the bias is cast to x's
-dtype, as torch does for a convolution's; otherwise the two must agree.
+Kept for the backward pass: for linear, relu and leaky_relu the output (the next layer keeps it
+anyway), or on a CPU one bit an element, which the backward pass reads sooner; for the others x and
+bias.
+
+The bias gradient is accumulated in float32 (float64 for float64) in a fixed order. Under
+autocast the bias is cast to x's dtype, as torch does for a convolution's; otherwise the two must
+agree.
 """
 
 from __future__ import annotations
@@ -25,11 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._names import check_choice
 from . import _backends
 from ._common import (
     TYPE_NUMBER,
+    apply,
     check_float,
-    check_name,
     dense,
     dense_like,
     forward_mode,
@@ -41,7 +47,8 @@ from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
 
 class Activation(NamedTuple):
-    """value, first and second derivative, as functions of (x, slope), and the number the kernels know it by."""
+    """value, first and second derivative, as functions of (x, slope), and the number the kernels
+    know it by."""
 
     number: int
     value: Callable[[Tensor, float], Tensor]
@@ -134,7 +141,8 @@ def _in_memory_order(x: Tensor) -> Tensor:
 
 
 def _mask_size(elements: int) -> int:
-    """Bytes of a mask: a bit an element in whole words of 64, and one word that a kernel may read past the end."""
+    """Bytes of a mask: a bit an element in whole words of 64, and one word that a kernel may read
+    past the end."""
     return (elements + 63) // 64 * 8 + 8
 
 
@@ -205,7 +213,8 @@ def _channel_sums(x: Tensor, wanted: bool) -> Tensor:
 
 
 def _cotangent(dy: Tensor, at: Tensor, channels_last: bool) -> Tensor:
-    """dy as it must lie in memory: like x or y if one was kept, else in the order that the mask was made in."""
+    """dy as it must lie in memory: like x or y if one was kept, else in the order that the mask was
+    made in."""
     if at.dtype != torch.uint8:
         return dense_like(dy, at)
     if not channels_last:
@@ -229,7 +238,8 @@ def _backward_reference(
     at = dense(at)
     dy = _cotangent(dy, at, channels_last)
     if clamp is not None:
-        clamp = torch.tensor(clamp, dtype=at.dtype).item()  # a stored y at the bound compares equal to it
+        # So that a stored y at the bound compares equal to it.
+        clamp = torch.tensor(clamp, dtype=at.dtype).item()
     masked = at.dtype == torch.uint8
     dy32, shift32, at32, bias32 = _computed(dy, shift, signs_of(at, dy) if masked else at, bias)
     derivative = _derivative(at32, bias32, act, slope, gain, clamp, gain < 0 and not masked)
@@ -405,9 +415,9 @@ _forward = Kernel(
     cpu=_forward_cpu,
     triton="bias_act:bias_act",
 )
-# `at` is y or the mask for the piecewise-linear activations and x for the others; `channels_last` is the order that a mask
-# was made in. `shift` (C,) is added to dy: in a second backward
-# pass, where dy is the cotangent of dx, it is the cotangent of the bias gradient.
+# `at` is y or the mask for the piecewise-linear activations and x for the others; `channels_last`
+# is the order that a mask was made in. `shift` (C,) is added to dy: in a second backward pass,
+# where dy is the cotangent of dx, it is the cotangent of the bias gradient.
 _backward = Kernel(
     f"bias_act_backward(Tensor dy, Tensor? shift, Tensor at, Tensor? bias, {_SETTINGS}, "
     "bool channels_last, bool want_bias) -> (Tensor dx, Tensor dbias)",
@@ -432,25 +442,23 @@ _CPU_KERNELS = _backends.missing("cpu") is None
 
 
 def _keeps_mask(x: Tensor, channelwise: bool, act: str, clamp: float | None) -> bool:
-    """Whether the forward pass keeps a bit an element: a row of the kernel must begin and end with a byte."""
+    """Whether the forward pass keeps a bit an element: a row of the kernel must begin and end with
+    a byte."""
     if not (_CPU_KERNELS and x.device.type == "cpu" and clamp is None) or act == "linear":
         return False
     if not ACTIVATIONS[act].piecewise_linear:
         return False
-    x = dense(x)
     if not channelwise:
         return True
-    _, channels, inner = outer_channels_inner(x)
-    return (channels if inner == 1 else inner) % 8 == 0
+    channels_innermost = x.dim() == 2 or (not x.is_contiguous() and is_channels_last(x))
+    return (x.size(1) if channels_innermost else math.prod(x.shape[2:])) % 8 == 0
 
 
 class _BiasAct(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor, bias: Tensor | None, *settings: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
         return _forward(x, bias, *settings)
 
     @staticmethod
@@ -477,7 +485,7 @@ def _differentiable_backward(
     dy: Tensor, shift: Tensor | None, at: Tensor, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     if needs_grad(dy, shift, at, bias):
-        return _BiasActBackward.apply(dy, shift, at, bias, *settings)
+        return apply(_BiasActBackward, dy, shift, at, bias, *settings)
     return _backward(dy, shift, at, bias, *settings)
 
 
@@ -512,7 +520,7 @@ class _BiasActBackward(torch.autograd.Function):
             return grad_dy, grad_shift if want_shift else None, None, None, *none
         arguments = (ddx, shift, dy, at, bias, *settings, want_bias)
         if needs_grad(ddx, ddbias, dy, at, bias):
-            grad_dy, grad_x, grad_bias = _BiasActBackwardBackward.apply(*arguments)
+            grad_dy, grad_x, grad_bias = apply(_BiasActBackwardBackward, *arguments)
         else:
             grad_dy, grad_x, grad_bias = _backward_backward(*arguments)
         return grad_dy, None, grad_x, grad_bias if want_bias else None, *none
@@ -541,11 +549,13 @@ def _check(
     x: Tensor, bias: Tensor | None, act: str, slope: float, gain: float, clamp: float | None
 ) -> None:
     check_float("x", x)
-    check_name("act", act, ACTIVATIONS)
+    check_choice("act", act, ACTIVATIONS)
     if bias is not None:
         check_float("bias", bias)
         if x.dim() < 2:
-            raise ValueError(f"x must have a channel dimension 1 for a bias, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have a channel dimension 1 for a bias, got shape {tuple(x.shape)}"
+            )
         if bias.dim() != 1 or bias.size(0) != x.size(1):
             raise ValueError(
                 f"bias must have shape ({x.size(1)},), one value for each channel of x {tuple(x.shape)}, "
@@ -575,7 +585,8 @@ def bias_act(
     """clamp(gain * act(x + bias), -clamp, clamp) in one pass, differentiable twice.
 
     Args:
-        x: (N, C, ...) float32, float64, bfloat16 or float16, of any layout; any shape if there is no bias.
+        x: (N, C, ...) float32, float64, bfloat16 or float16, of any layout; any shape if there is
+            no bias.
         bias: (C,) of x's dtype (any of them under autocast) and device, or None.
         act: linear, relu, leaky_relu, tanh, sigmoid, silu, gelu or softplus.
         slope: leaky_relu's for negative inputs, at least 0.
@@ -586,7 +597,8 @@ def bias_act(
         A tensor of x's shape and dtype; channels-last if x is, otherwise contiguous.
 
     Raises:
-        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
+            names it.
         RuntimeError: a third derivative of a smooth activation is asked for.
     """
     _check(x, bias, act, slope, gain, clamp)
@@ -597,7 +609,7 @@ def bias_act(
     settings = (act, float(slope), float(gain), None if clamp is None else float(clamp))
     if needs_grad(x, bias):
         want_mask = _keeps_mask(x, bias is not None, act, clamp)
-        return _BiasAct.apply(x, bias, *settings, want_mask)[0]
+        return apply(_BiasAct, x, bias, *settings, want_mask)[0]
     return _forward(x, bias, *settings, False)[0]
 
 
@@ -711,8 +723,8 @@ register(
         samples=_samples(),
         bad_calls=_bad_calls(),
         orders=2,
-        # The polynomials reach about 3 ulp; the bias gradients of second order sum products of that with two normal
-        # numbers, which are up to 10, and partly cancel.
+        # The polynomials reach about 3 ulp; the bias gradients of second order sum products of that
+        # with two normal numbers, which are up to 10, and partly cancel.
         epsilon={
             torch.float32: 3e-6,
             torch.float64: 1e-14,

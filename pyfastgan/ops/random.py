@@ -1,16 +1,19 @@
-"""random_words, random_uniform, random_normal: counter-based random numbers, the same on every backend.
+"""random_words, random_uniform, random_normal: counter-based numbers, the same on every backend.
 
-Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the 64-bit
-seed, the counter (block low, block high, sample, stream). Dimension 0 of the shape counts samples, a 1-D shape is one
-sample; element j of a sample is lane j % 4 of block j // 4. So the numbers of a sample do not depend on the batch it
-stands in, on the number of threads or on the device.
+Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). The
+key is the 64-bit seed, the counter (block low, block high, sample, stream). Dimension 0 of the shape
+counts samples, a 1-D shape is one sample; element j of a sample is lane j % 4 of block j // 4. So
+the numbers of a sample do not depend on the batch it stands in, on the number of threads or on the
+device.
 
-    words     uint32 words in an int64 tensor
-    uniform   u = (w + 1/2) / 2^32, rounded down in the output type: 0 <= u < 1, and never 0 in float32 and float64
-    normal    Box & Muller (1958) on word pairs (0, 1) and (2, 3): sqrt(-2 ln u0) (cos 2 pi u1, sin 2 pi u1), where u0 and
-              u1 are not rounded first
+    words     uint32 words w in an int64 tensor
+    uniform   u = (w + 1/2) / 2^32, rounded down in the output type: 0 <= u < 1, and never 0 in
+              float32 and float64
+    normal    Box & Muller (1958) on word pairs (0, 1) and (2, 3):
+              sqrt(-2 ln u0) (cos 2 pi u1, sin 2 pi u1), where u0 and u1 are not rounded first
 
-Words are bitwise equal on every backend, normals within 4 ulp of max(|z|, 1). Not differentiable. Deterministic.
+Words are bitwise equal on every backend, normals within 4 ulp of max(|z|, 1). Not differentiable.
+Deterministic.
 """
 
 from __future__ import annotations
@@ -93,7 +96,8 @@ def _normal_kernel(
     words = _word_blocks(seed, shape, stream, sample_offset)
     w0, w1 = words[..., 0::2], words[..., 1::2]
     radius = torch.sqrt(-2.0 * torch.log((w0.double() + 0.5) * 2.0**-32))
-    # The nearest quarter of a turn is taken off in integers, so that small sines and cosines keep their precision.
+    # The nearest quarter of a turn is taken off in integers, so that small sines and cosines keep
+    # their precision.
     quarter = (w1 + (1 << 29)) >> 30
     angle = ((w1 - (quarter << 30)).double() + 0.5) * (2.0 * math.pi * 2.0**-32)
     cosine, sine = torch.cos(angle), torch.sin(angle)
@@ -195,14 +199,17 @@ _normal = Kernel(
 def seed_tensor(
     seed: int | Tensor | None,
     generator: torch.Generator | None,
-    device: torch.device,
+    device: torch.device | str | None,
     samples: int,
 ) -> Tensor:
-    """The seed as an int64 tensor on `device`, 0-dimensional or one a sample; drawn without a host sync if None.
+    """The seed as an int64 tensor, 0-dimensional or one a sample; drawn if None, with no host sync.
+
+    It lies on `device`; without one, where a tensor already lies, or on torch's default device.
 
     Raises:
         TypeError: the seed is neither an int nor an int64 tensor.
-        ValueError: it is out of range, on another device, of another length than `samples`, or given beside a generator.
+        ValueError: it is out of range, on another device, of another length than `samples`, or
+        given beside a generator.
     """
     if seed is None:
         return torch.randint(
@@ -213,7 +220,8 @@ def seed_tensor(
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor or an int, got a tensor of {seed.dtype}")
-        if seed.device != device:
+        # "cuda" means the current one of the CUDA devices.
+        if device is not None and seed.device != torch.empty(0, device=device).device:
             raise ValueError(f"seed must be on {device} like the output, got {seed.device}")
         if seed.dim() > 1 or (seed.dim() == 1 and seed.size(0) != samples):
             raise ValueError(
@@ -253,12 +261,9 @@ def _prepare(
         raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
     samples, _ = _samples_elements(shape)
     check_counter(stream, sample_offset, samples)
-    if device is None and isinstance(seed, Tensor):
-        device = seed.device
     if device is None and generator is not None:
         device = generator.device
-    place = torch.empty(0, device=device).device  # None becomes the default, "cuda" becomes "cuda:0"
-    return seed_tensor(seed, generator, place, samples), list(shape)
+    return seed_tensor(seed, generator, device, samples), list(shape)
 
 
 def _output_dtype(dtype: torch.dtype | None) -> torch.dtype:
@@ -281,15 +286,18 @@ def random_words(
 
     Args:
         shape: dimension 0 counts samples; a 1-D shape is one sample.
-        seed: a number, an int64 tensor with one number, or with one for each sample: then a sample has the same words
-            wherever it stands in the batch. None draws one from torch's generator, on the device, without a host sync.
+        seed: a number, an int64 tensor with one number, or with one for each sample: then a sample
+            has the same words wherever it stands in the batch. None draws one from torch's
+            generator, on the device, without a host sync.
         stream: separates uses under one seed, e.g. layers or time steps; 0 to 2^32 - 1.
-        sample_offset: the number of the first sample, so that parts of a batch give what the whole would.
+        sample_offset: the number of the first sample, so that parts of a batch give what the whole
+            would.
         generator: the torch generator that a missing seed is drawn from.
         device: where; by default the seed's, the generator's, or torch's default device.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
+        TypeError, ValueError: an argument is of the wrong kind or out of range; the message names
+        it.
     """
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
     return _words(key, size, stream, sample_offset)
@@ -307,8 +315,8 @@ def random_uniform(
 ) -> Tensor:
     """Uniform numbers in [0, 1): (w + 1/2) / 2^32 of each word w, rounded down in `dtype`.
 
-    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or float16, by default torch's
-    default dtype. float64 numbers have 32 random bits.
+    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or
+    float16, by default torch's default dtype. float64 numbers have 32 random bits.
     """
     dtype = _output_dtype(dtype)
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
@@ -327,8 +335,8 @@ def random_normal(
 ) -> Tensor:
     """Standard normal numbers by Box and Muller's formula; at most 6.8 in magnitude, as 32-bit words allow.
 
-    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or float16, by default torch's
-    default dtype. Half types are rounded from float32.
+    Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or
+    float16, by default torch's default dtype. Half types are rounded from float32.
     """
     dtype = _output_dtype(dtype)
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
@@ -356,8 +364,9 @@ random_words_reference = _reference(_words_kernel, typed=False)
 random_uniform_reference = _reference(_uniform_kernel, typed=True)
 random_normal_reference = _reference(_normal_kernel, typed=True)
 
-# Shapes for each path of the kernels: blocks all in one sample, an odd end, samples shorter than a vector of blocks,
-# shorter than a block, more than one piece of work, nothing at all; seeds of a batch and of each sample.
+# Shapes for each path of the kernels: blocks all in one sample, an odd end, samples shorter than a
+# vector of blocks, shorter than a block, more than one piece of work, nothing at all; seeds of a
+# batch and of each sample.
 _SHAPES: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
     ("images", (4, 3, 16, 16), {"seed": 1234}),
     ("odd sizes", (5, 7, 3), {"seed": -1, "stream": 2**32 - 1, "sample_offset": 2**32 - 5}),
@@ -410,7 +419,9 @@ def _register(
     typed = function is not random_words
     bad = _BAD_COUNTERS
     if typed:
-        bad += (("int dtype", ((2, 3),), {"seed": 1, "dtype": torch.int32}, TypeError, "dtype must be"),)
+        bad += (
+            ("int dtype", ((2, 3),), {"seed": 1, "dtype": torch.int32}, TypeError, "dtype must be"),
+        )
     register(
         Op(
             name=function.__name__,

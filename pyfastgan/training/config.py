@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from pyfastgan._names import check_choice, nearest
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -92,20 +93,6 @@ def check_number(name: str, value: Any, kind: type, *, at_least: float) -> None:
         raise ValueError(f"{name} must be at least {at_least}, got {value}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or an empty string where nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError, with the nearest name and the list, unless `value` is one of `known`."""
-    known = list(known)
-    if value not in known:
-        hint = nearest(str(value), known)
-        raise ValueError(f"unknown {name} {value!r}{hint} (known: {', '.join(known)})")
-
-
 def resolve_config(
     cls: type[ConfigT], source: ConfigT | Mapping[str, Any] | str | Path, **overrides: Any
 ) -> ConfigT:
@@ -146,10 +133,10 @@ def resolve_config(
     return _build(cls, {**values, **overrides}, origin)
 
 
-def unknown_key(key: Any, known: Iterable[str]) -> str:
+def unknown_key(key: object, known: Iterable[str]) -> str:
     """The message for a key that is no field."""
     known = list(known)
-    return f"unknown key {key!r}{nearest(str(key), known)} (known keys: {', '.join(known)})"
+    return f"unknown key {key!r}{nearest(key, known)} (known keys: {', '.join(known)})"
 
 
 def _build(cls: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:

@@ -1,4 +1,5 @@
-"""The choice of a backend, the fallback that says so, the instruction sets, and the bindings under bad arguments."""
+"""The choice of a backend, the fallback that says so, the instruction sets, and the bindings under
+bad arguments."""
 
 import os
 import random
@@ -51,7 +52,9 @@ def test_unknown_and_unavailable_backends_say_why():
     with pytest.raises(ValueError, match=r"backend must be one of auto, .*, got 'gpu'"):
         pf.use_backend("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(pf.BackendError, match=r"'cuda' is not available: (torch sees no|.*not built)"):
+        with pytest.raises(
+            pf.BackendError, match=r"'cuda' is not available: (torch sees no|.*not built)"
+        ):
             pf.use_backend("cuda")
     assert _backends.choice.name == "auto"
 
@@ -80,6 +83,7 @@ def test_the_environment_sets_the_default():
 
 def test_a_missing_module_is_said_once(monkeypatch):
     _backends.warn_fallback.cache_clear()
+    monkeypatch.setattr(_registry.ops()["bias_act"].kernels[0], "_served", {})
     monkeypatch.setattr(_backends, "_load", lambda module: f"pyfastgan.{module} is not built")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,14 +113,16 @@ def test_import_needs_neither_the_training_extra_nor_triton():
     code = (
         "import sys, pyfastgan as pf, torch\n"
         "pf.ops.bias_act(torch.ones(2, 3))\n"
-        "print([m for m in ('triton', 'matplotlib', 'lightning_fabric', 'sklearn', 'jsonargparse') if m in sys.modules])"
+        "extras = ('triton', 'matplotlib', 'lightning_fabric', 'sklearn', 'jsonargparse')\n"
+        "print([m for m in extras if m in sys.modules])"
     )
     assert python(code).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_keeps_the_contract(isa):
-    """Each one in a process of its own. One that this build or this processor lacks must refuse by name."""
+    """Each one in a process of its own. One that this build or this processor lacks must refuse by
+    name."""
     code = (
         "import torch, pyfastgan as pf\n"
         "from pyfastgan import testing\n"
@@ -131,7 +137,11 @@ def test_every_instruction_set_keeps_the_contract(isa):
     )
     result = python(code, PYFASTGAN_CPU_ISA=isa)
     if result.returncode:
-        expected = "is not built" if PURE else rf"PYFASTGAN_CPU_ISA={isa}: this (build holds|processor does not)"
+        expected = (
+            "is not built"
+            if PURE
+            else rf"PYFASTGAN_CPU_ISA={isa}: this (build holds|processor does not)"
+        )
         assert isa != "portable" or PURE
         assert re.search(expected, result.stderr), result.stderr
     else:
@@ -146,9 +156,12 @@ def test_an_unknown_instruction_set_is_refused():
 
 @pytest.mark.parametrize("module", [] if PURE else ["_cpu"])
 def test_bindings_refuse_what_they_are_not_made_for(module):
-    """Fuzzed arguments of the wrong number or kind raise TypeError or OverflowError and run nothing."""
+    """Fuzzed arguments of the wrong number or kind raise TypeError or OverflowError and run
+    nothing."""
     native = _backends.native(module)
-    functions = [f for name in dir(native) if callable(f := getattr(native, name)) and name[0] != "_"]
+    functions = [
+        f for name in dir(native) if callable(f := getattr(native, name)) and name[0] != "_"
+    ]
     assert len(functions) >= 6
     draw = random.Random(0)
     wrong = ["text", 1.5j, [], object(), b"x", {}, (1,)]

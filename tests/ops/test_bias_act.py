@@ -1,4 +1,5 @@
-"""bias_act beyond the contract: shapes by hypothesis, agreement with torch's own layers, what is kept for backward."""
+"""bias_act beyond the contract: shapes by hypothesis, agreement with torch's own layers, what is
+kept for backward."""
 
 import math
 
@@ -30,7 +31,9 @@ TORCH = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=60)
 @given(
-    shape=st.lists(st.integers(1, 70), min_size=2, max_size=4).filter(lambda s: math.prod(s) < 60_000),
+    shape=st.lists(st.integers(1, 70), min_size=2, max_size=4).filter(
+        lambda s: math.prod(s) < 60_000
+    ),
     act=st.sampled_from(sorted(ACTIVATIONS)),
     channels_last=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -45,7 +48,9 @@ def test_any_shape_equals_torch(backend, shape, act, channels_last, dtype, seed)
     dy = torch.randn(shape, generator=g, dtype=dtype)
     x.requires_grad_()
     b.requires_grad_()
-    close = {"rtol": 3e-6, "atol": 3e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    close = (
+        {"rtol": 3e-6, "atol": 3e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    )
     with pf.use_backend(backend):
         y = pf.ops.bias_act(x, b, act)
         dx, db = torch.autograd.grad(y, (x, b), dy)
@@ -54,15 +59,20 @@ def test_any_shape_equals_torch(backend, shape, act, channels_last, dtype, seed)
     torch.testing.assert_close(y, plain, **close)
     torch.testing.assert_close(dx, ex, **close)
     # A sum of n terms of size 1 is known to sqrt(n) roundings or so.
-    torch.testing.assert_close(db, eb, rtol=close["rtol"], atol=close["atol"] * math.sqrt(dy.numel()))
+    torch.testing.assert_close(
+        db, eb, rtol=close["rtol"], atol=close["atol"] * math.sqrt(dy.numel())
+    )
     assert y.stride() == x.stride()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("act", sorted(ACTIVATIONS))
 def test_accuracy_over_the_whole_range(backend, act):
-    """Every activation and its derivatives in float32, against float64, from -1e4 to 1e4 and close to 0."""
-    grid = torch.cat((torch.linspace(-20, 20, 4001), torch.logspace(-30, 4, 500), -torch.logspace(-30, 4, 500)))
+    """Every activation and its derivatives in float32, against float64, from -1e4 to 1e4 and close
+    to 0."""
+    grid = torch.cat(
+        (torch.linspace(-20, 20, 4001), torch.logspace(-30, 4, 500), -torch.logspace(-30, 4, 500))
+    )
     with pf.use_backend(backend):
         x = grid.requires_grad_()
         y = pf.ops.bias_act(x, None, act)

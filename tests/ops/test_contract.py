@@ -1,6 +1,7 @@
 """The contract of `pyfastgan.testing` for every registered op, sample, dtype and backend.
 
-PYFASTGAN_TEST_DEVICE chooses the device. PYFASTGAN_TEST_PURE=1 says that the compiled modules are missing on purpose.
+PYFASTGAN_TEST_DEVICE chooses the device. PYFASTGAN_TEST_PURE=1 says that the compiled modules are
+missing on purpose.
 """
 
 import os

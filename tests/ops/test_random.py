@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import pyfastgan as pf
 from pyfastgan.ops import _backends
+from pyfastgan.ops._registry import FLOATS, ops
 from pyfastgan.ops.random import (
     _philox,
     random_normal_reference,
@@ -19,7 +20,6 @@ from pyfastgan.ops.random import (
     round_down,
 )
 from pyfastgan.testing import backends
-from pyfastgan.ops._registry import FLOATS, ops
 
 # Random123's kat_vectors for philox4x32-10: counter, key, words.
 KNOWN = [
@@ -37,7 +37,9 @@ def hexadecimal(text):
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_known_answers_of_the_reference(counter, key, words):
-    result = _philox([torch.tensor(w) for w in hexadecimal(counter)], *map(torch.tensor, hexadecimal(key)))
+    result = _philox(
+        [torch.tensor(w) for w in hexadecimal(counter)], *map(torch.tensor, hexadecimal(key))
+    )
     assert [w.item() for w in result] == hexadecimal(words)
 
 
@@ -83,7 +85,12 @@ def test_a_batch_is_its_parts(backend, name, shape, seed, stream, offset, cut):
         whole = f(shape, seed, stream=stream, sample_offset=offset)
         first = f([cut, *shape[1:]], seed, stream=stream, sample_offset=offset)
         second = f([shape[0] - cut, *shape[1:]], seed, stream=stream, sample_offset=offset + cut)
-        alone = f(shape[1:] if len(shape) == 2 else [1, *shape[1:]], seed, stream=stream, sample_offset=offset)
+        alone = f(
+            shape[1:] if len(shape) == 2 else [1, *shape[1:]],
+            seed,
+            stream=stream,
+            sample_offset=offset,
+        )
     assert torch.equal(whole, torch.cat((first, second)))
     assert torch.equal(whole[:1].flatten(), alone.flatten())
 
@@ -110,7 +117,8 @@ def test_normals_are_box_and_muller_s(backend):
         for dtype in FLOATS:
             z = pf.ops.random_normal((4, 100_000), 3, dtype=dtype).double().numpy()
             error = np.abs(z - expected) / np.maximum(np.abs(expected), 1)
-            # This formula rounds its angle: half an ulp of 2 pi, times a radius of up to 6.7. The kernel's is exact.
+            # This formula rounds its angle: half an ulp of 2 pi, times a radius of up to 6.7. The
+            # kernel's is exact.
             slack = 16 if dtype == torch.float64 else 4
             assert error.max() <= slack * torch.finfo(dtype).eps
 

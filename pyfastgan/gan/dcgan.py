@@ -1,0 +1,146 @@
+"""The DCGAN generator and discriminator (Radford et al. 2015, arXiv 1511.06434).
+
+Every layer is a 4 x 4 convolution. The generator turns the latent vector into a 4 x 4 map and
+doubles it until `image_size` is reached, halving the channels; the discriminator mirrors it.
+`width` counts the channels at half the image size, so that the widest map holds `width * image_size
+/ 8` channels. ReLU in the generator and tanh at its end, leaky ReLU (slope 0.2) in the
+discriminator; batch norm after every layer but those at the image and at the logit, which have a
+bias: without one a narrow generator cannot paint an even background.
+
+At 64 pixels and width 64 these are the networks of PyTorch's DCGAN tutorial, but for these biases
+and the sigmoid at its discriminator's end. Its weights load, with zero for the biases that it
+lacks:
+
+    generator = Generator(64, channels=3, width=64, latent_dim=100)
+    generator.load_state_dict(torch.load("netG.pth", weights_only=True))
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyfastgan.nn import ConvBlock, ConvTransposeBlock, FusedSequential
+from pyfastgan.ops import random_normal
+
+IMAGE_SIZES = (8, 16, 32, 64, 128)
+# Images that are drawn at once when sampling, so that a large count fits in memory.
+_SAMPLE_BATCH = 256
+
+
+class Generator(nn.Module):
+    """Latent vectors (N, latent_dim) or (N, latent_dim, 1, 1) to images (N, channels, size, size).
+
+    Images lie in [-1, 1]; `image_size` is 8, 16, 32, 64 or 128 pixels. Raises `ValueError` or
+    `TypeError`, naming the argument, for any other size, for counts that are not positive integers,
+    and in `forward` for latent vectors of another shape or an integer dtype.
+    """
+
+    def __init__(
+        self, image_size: int = 64, *, channels: int = 3, width: int = 64, latent_dim: int = 100
+    ) -> None:
+        super().__init__()
+        widths = _widths(image_size, channels=channels, width=width, latent_dim=latent_dim)
+        self.latent_dim = latent_dim
+        blocks = [ConvTransposeBlock(latent_dim, widths[0], 4, 1, 0, norm="batch")]
+        blocks += [ConvTransposeBlock(a, b, 4, 2, 1, norm="batch") for a, b in pairwise(widths)]
+        blocks += [ConvTransposeBlock(widths[-1], channels, 4, 2, 1, act="tanh")]
+        self.main = FusedSequential(*blocks)
+        _initialise(self)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        _check_floating("latent", latent)
+        if tuple(latent.shape[1:]) not in ((self.latent_dim,), (self.latent_dim, 1, 1)):
+            raise ValueError(
+                f"latent must be of shape (N, {self.latent_dim}) or (N, {self.latent_dim}, 1, 1), "
+                f"not {tuple(latent.shape)}"
+            )
+        return self.main(latent.reshape(-1, self.latent_dim, 1, 1))
+
+    def latents(self, count: int, seed: int | None = None) -> Tensor:
+        """Normal latent vectors (count, latent_dim); vector i is the same for any count."""
+        weight = next(self.parameters())
+        return random_normal(
+            (count, self.latent_dim), seed, dtype=weight.dtype, device=weight.device
+        )
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int | None = None) -> Tensor:
+        """Images (count, channels, size, size); in evaluation mode image i is the same for any
+        count.
+
+        Without a seed one is drawn from torch's default generator.
+        """
+        return torch.cat([self(part) for part in self.latents(count, seed).split(_SAMPLE_BATCH)])
+
+
+class Discriminator(nn.Module):
+    """Images (N, channels, size, size) to logits (N,); D = sigmoid(logit).
+
+    Arguments and errors are those of `Generator`.
+    """
+
+    def __init__(self, image_size: int = 64, *, channels: int = 3, width: int = 64) -> None:
+        super().__init__()
+        widths = _widths(image_size, channels=channels, width=width)[::-1]
+        self.image_shape = (channels, image_size, image_size)
+        blocks = [ConvBlock(channels, widths[0], 4, 2, 1, act="leaky_relu", slope=0.2)]
+        blocks += [
+            ConvBlock(a, b, 4, 2, 1, norm="batch", act="leaky_relu", slope=0.2)
+            for a, b in pairwise(widths)
+        ]
+        blocks += [ConvBlock(widths[-1], 1, 4, 1, 0, act="linear")]
+        self.main = FusedSequential(*blocks)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check_floating("images", images)
+        if tuple(images.shape[1:]) != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images must be of shape (N, {wanted}), not {tuple(images.shape)}")
+        return self.main(images).reshape(-1)
+
+
+def _widths(image_size: int, **counts: int) -> list[int]:
+    """The channels of the maps of 4, 8, ... image_size / 2 pixels, after checking every
+    argument."""
+    if not isinstance(image_size, int) or image_size not in IMAGE_SIZES:
+        sizes = ", ".join(map(str, IMAGE_SIZES))
+        raise ValueError(f"image_size must be one of {sizes}, not {image_size!r}")
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"{name} must be an integer, not {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+    doublings = image_size.bit_length() - 3
+    return [counts["width"] * 2**power for power in reversed(range(doublings))]
+
+
+def _check_floating(name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, not {value.dtype}")
+
+
+def _initialise(network: Generator | Discriminator) -> None:
+    """Weights from N(0, 0.02) (Radford et al. 2015, section 4); batch norm's around 1, as its
+    code."""
+    network.main.register_load_state_dict_pre_hook(_fill_biases)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
+
+
+def _fill_biases(row: FusedSequential, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Let the weights of convolutions load without the biases that they have here."""
+    for name, parameter in row.named_parameters():
+        layer, kind = name.rsplit(".", 1)
+        if kind == "bias" and layer.endswith(".0") and f"{prefix}{layer}.weight" in state:
+            state.setdefault(f"{prefix}{name}", torch.zeros_like(parameter))

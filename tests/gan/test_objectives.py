@@ -1,0 +1,200 @@
+"""Losses against closed forms on discrete distributions; optima by descending the loss itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyfastgan.gan import objectives
+from pyfastgan.gan.objectives import OBJECTIVES, discriminator_loss, generator_loss, get_objective
+
+# How often each of five atoms is seen in 20 real and in 20 generated samples. Every atom is seen on
+# both sides, so that its best logit is finite, and never equally often, so that the hinge optimum
+# is sharp.
+REAL = torch.tensor([1, 2, 4, 5, 8])
+FAKE = torch.tensor([7, 1, 5, 4, 3])
+P, Q = (counts.double() / 20 for counts in (REAL, FAKE))
+
+
+def spread(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A logit for every sample, from one for every atom."""
+    return logits.repeat_interleave(REAL), logits.repeat_interleave(FAKE)
+
+
+def best_logits(name: str) -> torch.Tensor:
+    """The optimal discriminator, by full-batch descent on the loss of the table."""
+    logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [logits],
+        max_iter=200,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = discriminator_loss(name, *spread(logits))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return logits.detach()
+
+
+def jensen_shannon() -> torch.Tensor:
+    middle = (P + Q) / 2
+    return 0.5 * ((P * (P / middle).log()).sum() + (Q * (Q / middle).log()).sum())
+
+
+@pytest.mark.parametrize("name", ["minimax", "non-saturating"])
+def test_cross_entropy_is_optimal_at_the_density_ratio(name: str) -> None:
+    logits = best_logits(name)
+    torch.testing.assert_close(torch.sigmoid(logits), P / (P + Q), rtol=0, atol=1e-6)
+    value = -discriminator_loss(name, *spread(logits))
+    torch.testing.assert_close(value, -math.log(4) + 2 * jensen_shannon(), rtol=0, atol=1e-10)
+
+
+def test_minimax_is_a_zero_sum_game() -> None:
+    """C(G) = V(D*, G), and the generator's loss is the part of V that depends on G."""
+    real, fake = spread((P / Q).log())
+    share = generator_loss("minimax", fake)
+    torch.testing.assert_close(share, (Q * (Q / (P + Q)).log()).sum(), rtol=0, atol=1e-12)
+    rest = (P * (P / (P + Q)).log()).sum()
+    torch.testing.assert_close(
+        share + rest, -discriminator_loss("minimax", real, fake), rtol=0, atol=1e-12
+    )
+
+
+def test_non_saturating_value_at_the_optimum() -> None:
+    """E_q[-log D*] = KL(q, p) - KL(q, (p + q) / 2) + log 2."""
+    middle = (P + Q) / 2
+    expected = (Q * (Q / P).log()).sum() - (Q * (Q / middle).log()).sum() + math.log(2)
+    torch.testing.assert_close(
+        generator_loss("non-saturating", spread((P / Q).log())[1]), expected, rtol=0, atol=1e-12
+    )
+
+
+def test_least_squares_optimum() -> None:
+    """D* = p / (p + q), value sum pq / (p + q) / 2, generator sum q^3 / (p + q)^2 / 2."""
+    logits = best_logits("least-squares")
+    torch.testing.assert_close(logits, P / (P + Q), rtol=0, atol=1e-8)
+    real, fake = spread(logits)
+    expected = 0.5 * (P * Q / (P + Q)).sum()
+    torch.testing.assert_close(
+        discriminator_loss("least-squares", real, fake), expected, rtol=0, atol=1e-12
+    )
+    expected = 0.5 * (Q**3 / (P + Q) ** 2).sum()
+    torch.testing.assert_close(generator_loss("least-squares", fake), expected, rtol=0, atol=1e-7)
+
+
+def test_hinge_optimum() -> None:
+    """l* = sign(p - q), value 2 - 2 TV, generator -E_q l*; no other logit does better."""
+    logits = (P - Q).sign()
+    real, fake = spread(logits)
+    best = discriminator_loss("hinge", real, fake)
+    torch.testing.assert_close(best, 2 - (P - Q).abs().sum(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        generator_loss("hinge", fake), -(Q * logits).sum(), rtol=0, atol=1e-12
+    )
+    for atom in range(5):
+        for other in torch.linspace(-3, 3, 61, dtype=torch.float64):
+            tried = logits.clone()
+            tried[atom] = other
+            assert discriminator_loss("hinge", *spread(tried)) >= best - 1e-12
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_generator_gains_by_raising_its_logits(name: str) -> None:
+    fake = torch.zeros(4, requires_grad=True)
+    generator_loss(name, fake).backward()
+    assert (fake.grad < 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("size", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_extreme_logits_stay_finite_and_exact(name: str, size: float, dtype: torch.dtype) -> None:
+    """Against float64 arithmetic by hand, where log(1 + exp(1e4)) is 1e4 to the last bit."""
+    logits = torch.full((3,), size, dtype=dtype, requires_grad=True)
+    exact = float(logits[0].detach().double())
+    up, down = (max(value, 0.0) + math.log1p(math.exp(-abs(value))) for value in (exact, -exact))
+    expected = {
+        "minimax": (up + down, -up),
+        "non-saturating": (up + down, down),
+        "least-squares": (0.5 * ((exact - 1) ** 2 + exact**2), 0.5 * (exact - 1) ** 2),
+        "hinge": (max(0.0, 1 - exact) + max(0.0, 1 + exact), -exact),
+    }[name]
+    losses = discriminator_loss(name, logits, logits), generator_loss(name, logits)
+    for loss, value in zip(losses, expected, strict=True):
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert loss.item() == pytest.approx(value, rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_nan_propagates(name: str) -> None:
+    clean, broken = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
+    assert discriminator_loss(name, broken, clean).isnan()
+    assert discriminator_loss(name, clean, broken).isnan()
+    assert generator_loss(name, broken).isnan()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_patches_are_averaged(name: str) -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 6, 1, 3, 3, dtype=torch.float64)
+    apart = torch.stack(
+        [discriminator_loss(name, r, f) for r, f in zip(real, fake, strict=True)]
+    ).mean()
+    torch.testing.assert_close(discriminator_loss(name, real, fake), apart)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_of_both_orders(name: str) -> None:
+    torch.manual_seed(1)
+    real, fake = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda r, f: discriminator_loss(name, r, f), (real, fake))
+    assert torch.autograd.gradgradcheck(lambda r, f: discriminator_loss(name, r, f), (real, fake))
+    assert torch.autograd.gradcheck(lambda f: generator_loss(name, f), (fake,))
+
+
+def test_unknown_objective_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="'least_squares'; did you mean 'least-squares'"):
+        get_objective("least_squares")
+    with pytest.raises(
+        ValueError, match=r"minimax, non-saturating, least-squares, hinge, got 'zzz'$"
+    ):
+        get_objective("zzz")
+
+
+def test_bad_logits() -> None:
+    logits = torch.zeros(2)
+    with pytest.raises(TypeError, match=r"real must be a floating-point .* not torch\.int64"):
+        discriminator_loss("hinge", torch.zeros(2, dtype=torch.int64), logits)
+    with pytest.raises(TypeError, match=r"fake must be a floating-point tensor .* not float"):
+        generator_loss("hinge", 0.0)
+    with pytest.raises(ValueError, match=r"fake must hold at least one logit, not shape \(0, 1\)"):
+        discriminator_loss("hinge", logits, torch.zeros(0, 1))
+
+
+def test_a_relativistic_row_fits_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that compares fake with real logits is one more row (Jolicoeur-Martineau 2019)."""
+    row = objectives.Objective(
+        lambda real, fake: torch.nn.functional.softplus(fake - real).mean(),
+        lambda real, fake: torch.nn.functional.softplus(real - fake).mean(),
+        pairs=True,
+    )
+    monkeypatch.setitem(OBJECTIVES, "relativistic", row)
+    real, fake = torch.ones(2), torch.zeros(2)
+    assert float(discriminator_loss("relativistic", real, fake)) == pytest.approx(
+        math.log1p(math.exp(-1))
+    )
+    assert float(generator_loss("relativistic", fake, real)) == pytest.approx(
+        math.log1p(math.exp(1))
+    )
+    with pytest.raises(ValueError, match="real must be given"):
+        generator_loss("relativistic", fake)
