@@ -8,6 +8,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(she
 BUILD ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
+# CMake, ninja and clang-format come from the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
 
 .PHONY: demo test test-pure sanitize bench lint format proofs gpu-check clean
