@@ -1,0 +1,201 @@
+"""Draws docs/benchmarks.md and its plots from the results of the suites in this folder.
+
+    python benchmarks/report.py [FILE] [--docs FOLDER] [--run [--quick] [--force]]
+
+`--run` measures first: it is `pytest benchmarks --results FILE`. The results of `pyfastgan bench
+--json FILE` can be drawn too; they hold neither size sweeps nor whole training steps.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from pyfastgan.bench import duration
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+COLOURS = {"ours": "#1b6ca8", "eager": "#d1495b", "compile": "#edae49", "limit": "#7a7a7a"}
+# Reproducible files: no date, and the same names of the parts every time.
+plt.rcParams |= {"svg.hashsalt": "pyfastgan", "svg.fonttype": "none", "font.size": 9}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks.md")
+    parser.add_argument("--run", action="store_true", help="measure first")
+    parser.add_argument("--quick", action="store_true", help="measure each row for a shorter time")
+    parser.add_argument("--force", action="store_true", help="measure on a noisy machine, marked")
+    options = parser.parse_args()
+    if options.run:
+        run(options)
+    results = json.loads(options.results.read_text())
+    images = options.docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in results["rows"] if "sweep" not in row]
+    sweeps = defaultdict(list)
+    for row in results["rows"]:
+        if "sweep" in row:
+            sweeps[row["sweep"]].append(row)
+    if rows:
+        draw_speedups(rows, images / "benchmarks-speedup.svg")
+    if sweeps:
+        draw_sweeps(sweeps, images / "benchmarks-size.svg")
+    page = options.docs / "benchmarks.md"
+    page.write_text(text(results, rows, sweeps))
+    print(page)
+
+
+def run(options):
+    """Runs the suites; leaves the process with their exit status if a row could not be measured."""
+    words = [str(ROOT / "benchmarks"), "-q", "--results", str(options.results.resolve())]
+    words += [f"--{name}" for name in ("quick", "force") if getattr(options, name)]
+    words += ["--benchmark-columns=median,iqr,rounds", "--benchmark-sort=fullname"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def text(results, rows, sweeps):
+    """The page."""
+    machine, versions = results["hardware"], results["versions"]
+    found = results["rows"]
+    losing = [row for row in found if loses(row)]
+    parts = [
+        "# Benchmarks",
+        "Made by `make bench`, which measures every row on the machine it runs on and writes this "
+        "page; not edited by hand.",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for "
+        f"{machine['isa'] or 'no instruction set: PyTorch reference only'}; "
+        f"Python {versions['python']}, torch {versions['torch']}, pyfastgan {versions['pyfastgan']}"
+        + (f" ({versions['revision']})." if versions["revision"] else "."),
+    ]
+    if results["noise"]["noisy"]:
+        parts.append("**Measured on a noisy machine with --force: do not trust these numbers.**")
+    parts += [
+        "All contestants of a row take turns in one process, and medians are compared. *Eager* is "
+        "PyTorch as the field writes it, *compile* is `torch.compile` of that, and the *limit* is "
+        "what the machine needs at least: bytes that must move over the copy bandwidth measured "
+        "between the turns, or operations over the rate of a matrix product. *x eager* and *x "
+        "compile* are their time over ours, *x limit* ours over the limit. The first call holds "
+        "what has to be set up: loading for ours, compiling for compile, from an empty cache. An "
+        "op whose values are not its reference's gets no speed-up.",
+        "## Where we lose",
+        table(losing) if losing else "No row, against anyone.",
+    ]
+    if rows:
+        parts += ["## Rows", "![Speed-up of every row](images/benchmarks-speedup.svg)", table(rows)]
+    if sweeps:
+        parts += ["## Size", "![Time an element by size](images/benchmarks-size.svg)"]
+        for name, members in sweeps.items():
+            parts += [f"### {name}", table(members)]
+    notes = [note for row in found for note in problems(row)]
+    if notes:
+        parts += ["## What did not work", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def loses(row):
+    return any(ratio < 1 for name, ratio in row["ratios"].items() if name != "limit")
+
+
+def problems(row):
+    """Sentences on what is missing in a row."""
+    where = f"{row['name']}, {row['shape']}"
+    for name, entry in row["contestants"].items():
+        if "error" in entry:
+            yield f"{where}: {name} fails: {entry['error']}"
+    if row["disagreement"]:
+        yield f"{where}: no speed-up, the values are wrong: {row['disagreement']}"
+    if row["noisy"] and not row["ratios"]:
+        yield f"{where}: measured amid noise"
+
+
+def table(rows):
+    """Markdown, with a column for every contestant that is in one of the rows."""
+    names = list(dict.fromkeys(["ours", "eager", *(n for r in rows for n in r["contestants"])]))
+    others = names[1:]
+    compiled = "compile" in names
+    head = ["row", "shape", "threads", *names, "limit", *(f"x {n}" for n in others), "x limit"]
+    head += ["first call of ours"] + (["of compile"] if compiled else [])
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
+    for row in rows:
+        cells = [row["name"], row["shape"], str(row["threads"])]
+        cells += [seconds(row, name) for name in names]
+        cells.append(duration(row["limit"]))
+        for name in [*others, "limit"]:
+            ratio = row["ratios"].get(name)
+            cells.append("-" if ratio is None else f"{ratio:.{1 if ratio >= 10 else 2}f}")
+        cells.append(seconds(row, "ours", "first_call"))
+        if compiled:
+            cells.append(seconds(row, "compile", "first_call"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def seconds(row, name, key="seconds"):
+    entry = row["contestants"].get(name, {})
+    return "fails" if "error" in entry else duration(entry.get(key))
+
+
+def draw_speedups(rows, path):
+    """Bars of everybody's time over ours, on a logarithmic axis that starts at 1."""
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
+    for shift, name in ((-0.19, "eager"), (0.19, "compile")):
+        ratios = [row["ratios"].get(name) for row in rows]
+        places = [k + shift for k, ratio in enumerate(ratios) if ratio]
+        lengths = [ratio - 1 for ratio in ratios if ratio]
+        axes.barh(places, lengths, 0.36, left=1, color=COLOURS[name], label=f"over {name}")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.margins(y=0.02)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("speed-up (1x = as fast)")
+    axes.legend()
+    save(figure, path)
+
+
+def draw_sweeps(sweeps, path):
+    """Nanoseconds an element over the number of elements; solid for one thread, dashed for more."""
+    figure, every = plt.subplots(
+        1, len(sweeps), figsize=(4.2 * len(sweeps) + 1.4, 3.6), squeeze=False, layout="constrained"
+    )
+    for axes, (name, rows) in zip(every[0], sweeps.items()):
+        for threads in sorted({row["threads"] for row in rows}):
+            own = sorted((r for r in rows if r["threads"] == threads), key=lambda r: r["elements"])
+            sizes = [row["elements"] for row in own]
+            times = {n: [r["contestants"][n]["seconds"] for r in own] for n in ("ours", "eager")}
+            times["limit"] = [row["limit"] for row in own]
+            for label, values in times.items():
+                axes.plot(
+                    sizes,
+                    [1e9 * value / size for value, size in zip(values, sizes)],
+                    "-" if threads == 1 else "--",
+                    color=COLOURS[label],
+                    label=f"{label}, {threads} thread{'s' * (threads > 1)}",
+                )
+        axes.set(title=name, xlabel="elements", xscale="log", yscale="log")
+    every[0][0].set_ylabel("nanoseconds an element")
+    figure.legend(*every[0][-1].get_legend_handles_labels(), loc="outside right upper")
+    save(figure, path)
+
+
+def save(figure, path):
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    # matplotlib ends some lines in blanks.
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""`pyfastgan bench`: what is measured, when nothing is reported, and what the report page says."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyfastgan import bench
+from pyfastgan.ops._registry import Row, ops
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = {"busy": 0.0, "spread": 0.0, "fastest": 1e-9}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A bench on a machine that says it is quiet, with rows of a few milliseconds."""
+    monkeypatch.setattr(bench, "_busy", lambda: 0.0)
+    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    monkeypatch.setattr(bench, "_spread", lambda times, fastest: 0.0)
+    return lambda **options: bench.Bench(quick=True, compile_eager=False, **options)
+
+
+def spin(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def row_of(calls, **amounts):
+    return Row("a row", "a shape", lambda: dict(calls), **{"bytes": 0, **amounts})
+
+
+def test_a_row_compares_medians_in_turns_and_keeps_first_calls(quick):
+    order = []
+
+    def slow_at_first(name, seconds):
+        def call():
+            spin(seconds if name in order else 20 * seconds)
+            order.append(name)
+
+        return call
+
+    calls = {name: slow_at_first(name, s) for name, s in (("ours", 1e-4), ("eager", 4e-4))}
+    result = quick().measure(row_of(calls, bytes=1e6), [ops()["bias_act"]])
+    ours, eager = result["contestants"]["ours"], result["contestants"]["eager"]
+    assert 1e-4 <= ours["quartiles"][0] <= ours["seconds"] <= ours["quartiles"][1]
+    assert ours["first_call"] >= 20e-4
+    assert eager["first_call"] >= 80e-4
+    assert result["ratios"]["eager"] == eager["seconds"] / ours["seconds"] > 1
+    assert result["ratios"]["limit"] == ours["seconds"] / result["limit"]
+    assert result["limit"] == pytest.approx(1e6 / result["copy_bytes_per_second"])
+    # Few turns would mean that one contestant was measured after the other.
+    turns = [name for name, before in zip(order, [None, *order]) if name != before]
+    assert len(turns) > 10
+
+
+def test_the_limit_is_the_slower_of_memory_and_arithmetic(quick):
+    bias_act = ops()["bias_act"]
+    calls = {"ours": lambda: None, "eager": lambda: None}
+    result = quick().measure(row_of(calls, bytes=8, flops=1e12), [bias_act])
+    assert result["limit"] == pytest.approx(1e12 / result["product_flops_per_second"])
+    assert quick().measure(row_of(calls), [bias_act])["limit"] is None
+
+
+def test_what_cannot_be_compiled_says_so_and_others_may_not_fail(quick):
+    def fail():
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    measuring = quick()
+    measuring.compile_eager = True
+    calls = {"ours": lambda: None, "eager": lambda: None, "compile": fail}
+    result = measuring.measure(row_of(calls), [])
+    assert result["contestants"]["compile"] == {"error": "RuntimeError: no C++ compiler"}
+    assert set(result["ratios"]) == {"eager"}
+    assert "compile RuntimeError: no C++ compiler" in bench.line(result)
+    with pytest.raises(RuntimeError, match="no C"):
+        measuring.measure(row_of({"ours": fail, "eager": lambda: None}), [])
+
+
+def test_an_op_with_wrong_values_gets_no_speed_up(quick):
+    right = ops()["bias_act"]
+    wrong = replace(right, function=lambda *args, **kwargs: right.function(*args, **kwargs) * 1.001)
+    calls = {"ours": lambda: None, "eager": lambda: None}
+    assert quick().measure(row_of(calls), [right])["ratios"]
+    result = quick().measure(row_of(calls), [wrong])
+    assert not result["ratios"]
+    assert "bias_act, linear, torch.float32" in result["disagreement"]
+    assert f"the values are wrong: {result['disagreement']}" in bench.line(result)
+
+
+def test_a_noisy_machine_gets_no_report(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "noise", lambda: {**QUIET, "busy": 0.5})
+    file = tmp_path / "rows.json"
+    assert bench.main(["--only", "random_normal", "--json", str(file)]) == 1
+    shown = capsys.readouterr()
+    assert "other programs use 50% of the processor" in shown.err
+    assert not shown.out
+    assert not file.exists()
+
+
+def test_noise_during_a_row_withholds_its_ratios(quick, monkeypatch):
+    spreads = iter([5.0, 5.0, 5.0, 0.0])
+    monkeypatch.setattr(bench.Bench, "_spread", lambda self, steady: next(spreads))
+    calls = {"ours": lambda: None, "eager": lambda: None}
+    measuring = quick()
+    noisy = measuring.measure(row_of(calls), [])
+    assert noisy["noisy"]
+    assert not noisy["ratios"]
+    quiet = measuring.measure(row_of(calls), [])  # noisy at first, then quiet
+    assert not quiet["noisy"]
+    assert quiet["ratios"]
+
+
+def test_other_work_is_seen_as_noise():
+    assert bench._spread([1.0] * 8 + [3.0] * 2, 1.0) == pytest.approx(2.0)
+    assert bench._spread([2.0] * 10, 1.0) == pytest.approx(1.0)  # slow all along
+    assert bench._spread([1.0] * 95 + [3.0] * 5, 1.0) == 0  # a few interruptions are not
+
+
+def test_the_command_measures_the_rows_asked_for_and_writes_them(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    file, threads = tmp_path / "rows.json", torch.get_num_threads()
+    words = ["--quick", "--force", "--no-compile", "--threads", "1", "--only", "normal, 200"]
+    assert bench.main([*words, "--json", str(file)]) == 0
+    assert torch.get_num_threads() == threads
+    assert "random_normal, 200 thousand" in capsys.readouterr().out
+    report = json.loads(file.read_text())
+    (row,) = report["rows"]
+    assert row["name"] == "random_normal"
+    assert row["threads"] == 1
+    assert set(row["contestants"]) == {"ours", "eager"}
+    assert set(row["ratios"]) == {"eager", "limit"}
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["hardware"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--only", "("], "--only must be a regular expression"),
+        (["--only", "nothing of this name"], "matches no row"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--json", "no/such/folder/rows.json"], "--json must name a file in a folder that exists"),
+    ],
+)
+def test_options_that_make_no_sense(words, says):
+    with pytest.raises(ValueError, match=says):
+        bench.main(words)
+
+
+def entry(seconds):
+    return {"seconds": seconds, "quartiles": [seconds, seconds], "first_call": seconds}
+
+
+def finding(name, ratio, **more):
+    return {
+        "name": name,
+        "shape": "8",
+        "threads": 1,
+        "contestants": {"ours": entry(1e-3), "eager": entry(ratio * 1e-3)},
+        "limit": 1e-4,
+        "noisy": False,
+        "disagreement": None,
+        "ratios": {"eager": ratio, "limit": 10.0},
+        **more,
+    }
+
+
+def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
+    failing = {"ours": entry(1e-3), "eager": entry(2e-3), "compile": {"error": "Oh: no"}}
+    results = {
+        "hardware": {"cpu": "a processor", "cores": 2, "threads": 1, "isa": None},
+        "versions": {"python": "3", "torch": "2", "pyfastgan": "0", "revision": "abc"},
+        "noise": {**QUIET, "noisy": False},
+        "rows": [
+            finding("winner", 2.0, contestants=failing),
+            finding("loser", 0.5),
+            finding("swept", 0.25, sweep="a sweep", elements=8),
+            finding("wrong", 3.0, disagreement="off by 1", ratios={}),
+        ],
+    }
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(results))
+    command = [sys.executable, "benchmarks/report.py", str(file), "--docs", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    page = (tmp_path / "benchmarks.md").read_text()
+    lost, rest = page.split("## Where we lose")[1].split("## Rows")
+    assert "| loser | 8 | 1 | 1.00 ms | 500 us | 100 us | 0.50 | 10.0 |" in lost
+    assert "| swept |" in lost
+    assert "winner" not in lost
+    assert "| winner | 8 | 1 | 1.00 ms | 2.00 ms | fails | 100 us | 2.00 | - | 10.0 |" in rest
+    assert "- winner, 8: compile fails: Oh: no" in rest
+    assert "- wrong, 8: no speed-up, the values are wrong: off by 1" in rest
+    assert "noisy machine" not in page
+    for name in ("speedup", "size"):
+        assert f"images/benchmarks-{name}.svg" in page
+        assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
+
+
+def test_the_suites_measure_and_write_what_the_page_is_made_of(tmp_path):
+    file = tmp_path / "rows.json"
+    words = ["benchmarks", "-q", "--quick", "--force", "--results", str(file)]
+    words += ["-k", "test_normals_by_size and 1000-1"]
+    command = [sys.executable, "-m", "pytest", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["sweep"] == "random_normal"
+    assert row["elements"] == 1000
+    assert row["threads"] == 1
