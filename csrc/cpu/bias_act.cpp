@@ -21,6 +21,7 @@ namespace PF_NAMESPACE {
 namespace {
 
 constexpr int64_t kPiece = 16384;  // elements of a piece of work
+constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 constexpr int64_t kSmall = 32768;  // below this the calling thread does it all
 
 struct Shape {
@@ -102,6 +103,7 @@ template <class T, class F>
 struct Pointers {
     const T* in[F::kIn];
     T* out[F::kOut];
+    bool past_caches;  // outputs are stored around the caches, where that is possible
     uint8_t* mask;  // made by Forward, or read by Backward instead of its last input; may be null
 };
 
@@ -135,52 +137,61 @@ PF_FN uint32_t mask_bits(const uint8_t* mask, int64_t k) {
 }
 
 // n elements that lie next to each other. `bias` and `extra` advance with them if kAlong, else they are one pack each.
-// `sums` gets what F returns: per element if kAlong, else into the single pack.
-template <bool kAlong, class T, class F, class V = Pack<T>, class S = Scalar<V>>
-PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
-               const Settings<S>& s) {
+// `sums` gets what F returns: per element if kAlong, else into the single pack. p and s are copies: behind a reference
+// they would be read again after every store.
+template <bool kAlong, bool kMasked, class T, class F, class V = Pack<T>, class S = Scalar<V>>
+PF_FN void run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
+               const Settings<S> s) {
     constexpr int64_t kStep = lanes<T>();
-    constexpr int kRead = F::kTakesMask ? F::kIn - 1 : F::kIn;  // inputs that are always tensors
-    V total = splat<V>(0);
-    V in[F::kIn], out[F::kOut];
+    constexpr int kRead = F::kTakesMask && kMasked ? F::kIn - 1 : F::kIn;  // inputs that are tensors
+    const V row_bias = load<V>(bias), row_extra = load<V>(extra);
     MaskWriter writer(p.mask, start);
-    int64_t k = 0;
-    for (; k + kStep <= n; k += kStep) {
+    // Rows that lie along the bias are short: there it does not pay.
+    bool past_caches = !kAlong && sizeof(T) == sizeof(S) && p.past_caches;
+    for (int j = 0; j < F::kOut; ++j)
+        past_caches = past_caches && reinterpret_cast<uintptr_t>(p.out[j] + start) % sizeof(V) == 0;
+    const auto step = [&](int64_t k) {
+        V in[F::kIn], out[F::kOut];
         for (int j = 0; j < kRead; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
-        if constexpr (F::kTakesMask)
-            in[kRead] =
-                p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : Storage<T>::read(p.in[kRead] + start + k);
-        const V b = load<V>(bias + (kAlong ? k : 0));
-        const V r = F::apply(in, b, load<V>(extra + (kAlong ? k : 0)), s, out);
-        if constexpr (F::kMakesMask)
-            if (p.mask) writer.add(positive_bits(in[0] + b), kStep);
-        for (int j = 0; j < F::kOut; ++j) Storage<T>::write(p.out[j] + start + k, out[j]);
-        if constexpr (kAlong) {
-            if (sums) store(sums + k, load<V>(sums + k) + r);
-        } else {
-            total += r;
+        if constexpr (kRead < F::kIn) in[kRead] = signs_of(mask_bits(p.mask, start + k), V{});
+        const V b = kAlong ? load<V>(bias + k) : row_bias;
+        const V r = F::apply(in, b, kAlong ? load<V>(extra + k) : row_extra, s, out);
+        if constexpr (F::kMakesMask && kMasked) writer.add(positive_bits(in[0] + b), kStep);
+        for (int j = 0; j < F::kOut; ++j) {
+            if (past_caches)
+                stream(p.out[j] + start + k, out[j]);
+            else
+                Storage<T>::write(p.out[j] + start + k, out[j]);
         }
+        if constexpr (kAlong)
+            if (sums) store(sums + k, load<V>(sums + k) + r);
+        return r;
+    };
+    V total = splat<V>(0), other = splat<V>(0);
+    int64_t k = 0;
+    for (; k + 2 * kStep <= n; k += 2 * kStep) {
+        total += step(k);
+        other += step(k + kStep);
     }
+    for (; k + kStep <= n; k += kStep) total += step(k);
+    total += other;
     if (k < n) {
-        for (int j = 0; j < kRead; ++j) in[j] = read_part(p.in[j] + start + k, n - k);
-        if constexpr (F::kTakesMask)
-            in[kRead] =
-                p.mask ? signs_of(mask_bits(p.mask, start + k), V{}) : read_part(p.in[kRead] + start + k, n - k);
-        V b, e;
+        const int64_t left = n - k;
+        V in[F::kIn], out[F::kOut];
+        for (int j = 0; j < kRead; ++j) in[j] = read_part(p.in[j] + start + k, left);
+        if constexpr (kRead < F::kIn) in[kRead] = signs_of(mask_bits(p.mask, start + k), V{});
+        V b = row_bias, e = row_extra;
         if constexpr (kAlong) {
             b = splat<V>(0);
             e = splat<V>(0);
-            memcpy(&b, bias + k, static_cast<std::size_t>(n - k) * sizeof(S));
-            memcpy(&e, extra + k, static_cast<std::size_t>(n - k) * sizeof(S));
-        } else {
-            b = load<V>(bias);
-            e = load<V>(extra);
+            memcpy(&b, bias + k, static_cast<std::size_t>(left) * sizeof(S));
+            memcpy(&e, extra + k, static_cast<std::size_t>(left) * sizeof(S));
         }
         const V r = F::apply(in, b, e, s, out);
-        if constexpr (F::kMakesMask)
-            if (p.mask) writer.add(positive_bits(in[0] + b) & ((1u << (n - k)) - 1), static_cast<int>(n - k));
-        for (int j = 0; j < F::kOut; ++j) write_part(p.out[j] + start + k, out[j], n - k);
-        for (int lane = 0; lane < n - k; ++lane) {
+        if constexpr (F::kMakesMask && kMasked)
+            writer.add(positive_bits(in[0] + b) & ((1u << left) - 1), static_cast<int>(left));
+        for (int j = 0; j < F::kOut; ++j) write_part(p.out[j] + start + k, out[j], left);
+        for (int lane = 0; lane < left; ++lane) {
             if constexpr (kAlong) {
                 if (sums) sums[k + lane] += r[lane];
             } else {
@@ -188,10 +199,18 @@ PF_FN void run(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias,
             }
         }
     }
-    if constexpr (F::kMakesMask)
-        if (p.mask) writer.flush();
+    if constexpr (F::kMakesMask && kMasked) writer.flush();
     if constexpr (!kAlong)
-        if (sums) store(sums, load<V>(sums) + total);
+        if (sums) store(sums, total);
+}
+
+// `run`, for a mask if there is one.
+template <bool kAlong, class T, class F, class S = Scalar<Pack<T>>>
+void run_either(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
+                const Settings<S>& s) {
+    if constexpr (F::kMakesMask || F::kTakesMask)
+        if (p.mask) return run<kAlong, true, T, F>(p, start, n, bias, extra, sums, s);
+    run<kAlong, false, T, F>(p, start, n, bias, extra, sums, s);
 }
 
 // One number a row: the rows in pieces of whole rows, or of parts of one row where rows are long.
@@ -213,17 +232,15 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
         S b[kStep], e[kStep], total[kStep];
         for (int64_t row = first; row < last; ++row) {
             const int64_t c = row % shape.channels;
-            for (int k = 0; k < kStep; ++k) {
-                b[k] = bias ? static_cast<S>(to_scalar(bias[c])) : S(0);
-                e[k] = extra ? static_cast<S>(to_scalar(extra[c])) : S(0);
-                total[k] = 0;
-            }
-            run<false, T, F>(p, row * shape.inner + begin, n, b, e, sums ? total : nullptr, s);
+            store(b, splat<Pack<T>>(bias ? to_scalar(bias[c]) : S(0)));
+            store(e, splat<Pack<T>>(extra ? to_scalar(extra[c]) : S(0)));
+            run_either<false, T, F>(p, row * shape.inner + begin, n, b, e, sums ? total : nullptr, s);
             if (!sums) continue;
             S sum = 0;
             for (int k = 0; k < kStep; ++k) sum += total[k];
             partial[row * parts + (parts > 1 ? piece % parts : 0)] = sum;
         }
+        if (p.past_caches) stream_done();
     });
     if (!sums) return;
     for (int64_t c = 0; c < shape.channels; ++c) {
@@ -254,8 +271,8 @@ void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T*
         const int64_t rest = shape.size() - begin;
         const int64_t n = rest < rows_per_piece * channels ? rest : rows_per_piece * channels;
         for (int64_t k = 0; k < n; k += width)
-            run<true, T, F>(p, begin + k, n - k < width ? n - k : width, b.get(), e.get(),
-                            sums ? partial.get() + piece * width : nullptr, s);
+            run_either<true, T, F>(p, begin + k, n - k < width ? n - k : width, b.get(), e.get(),
+                                   sums ? partial.get() + piece * width : nullptr, s);
     });
     if (!sums) return;
     for (int64_t c = 0; c < channels; ++c) {
@@ -275,6 +292,7 @@ void run_act(Shape shape, const void* const* in, void* const* out, const void* b
     const S bound = static_cast<S>(to_scalar(from_scalar<T>(static_cast<S>(clamp))));
     const Settings<S> s{static_cast<S>(slope), static_cast<S>(gain), bound, gain < 0 && !mask};
     Pointers<T, Op> p;
+    p.past_caches = shape.size() * static_cast<int64_t>(sizeof(T)) >= kPastCaches;
     p.mask = static_cast<uint8_t*>(mask);
     for (int k = 0; k < Op::kIn; ++k) p.in[k] = static_cast<const T*>(in[k]);
     for (int k = 0; k < Op::kOut; ++k) p.out[k] = static_cast<T*>(out[k]);

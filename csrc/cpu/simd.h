@@ -43,7 +43,8 @@ PF_FN void store(void* p, V v) {
     memcpy(p, &v, sizeof v);
 }
 
-// Past the caches, to an address that is a multiple of the pack's size.
+// A store past the caches, to a multiple of the pack's size: its line is not fetched first only to be overwritten.
+// `stream_done` orders such stores before what other threads are told.
 template <class V>
 PF_FN void stream(void* p, V v) {
 #if defined(__AVX512F__)
@@ -54,6 +55,11 @@ PF_FN void stream(void* p, V v) {
     _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
 #else
     store(p, v);
+#endif
+}
+PF_FN void stream_done() {
+#if defined(__SSE2__)
+    _mm_sfence();
 #endif
 }
 
