@@ -1,0 +1,102 @@
+"""Compiles every Triton kernel as a launch on a GPU would, without a GPU, and prints what it takes, as JSON lines.
+
+The launchers run with tensors in host memory up to the launch itself. It is a process of its own because one process
+cannot have both Triton's interpreter and its compiler.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from pyfastgan.kernels import bias_act, random
+from pyfastgan.kernels.activation import ACTIVATIONS
+
+IMAGES, SMALL_IMAGES, ODD = (16, 64, 32, 32), (16, 64, 8, 8), (7, 5, 3, 3)
+PIECEWISE_LINEAR = ACTIVATIONS[:3]
+COMPILE = JITFunction.run
+
+
+class Recorder:
+    """Stands for the driver of a GPU, and for the launches there: a kernel is compiled, measured, and not run."""
+
+    def __init__(self, architecture):
+        self.architecture, self.label = architecture, ""
+        self.get_current_device = lambda: architecture  # compiled kernels are kept by device
+        self.get_current_stream = lambda device: 0
+        self.get_current_target = lambda: GPUTarget("cuda", architecture, 32)
+        self.measured = set()
+
+    def launch(self, kernel, *arguments, grid, warmup, **options):
+        assert 0 < grid[0] < 2**31, f"{self.label}: a grid of {grid}"
+        compiled = COMPILE(kernel, *arguments, grid=grid, warmup=True, **options)
+        if compiled.hash in self.measured:
+            return
+        self.measured.add(compiled.hash)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(compiled.asm["cubin"])
+            tool = triton.knobs.nvidia.cuobjdump.path
+            report = subprocess.check_output([tool, "--dump-resource-usage", file.name], text=True)
+        used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+        vectors = len(re.findall(r"(?:ld|st)\.global[.\w]*\.v[248]\.", compiled.asm["ptx"]))
+        line = {
+            "kernel": kernel.fn.__name__,
+            "label": self.label,
+            "sm": self.architecture,
+            "vectors": vectors,
+        }
+        print(json.dumps(line | used), flush=True)
+
+
+def run_bias_act(act, shape, dtype, clamp=None, masked=False):
+    x, bias = torch.zeros(shape, dtype=dtype), torch.zeros(shape[1], dtype=dtype)
+    settings = (act, 0.2, 1.5, clamp)
+    y, mask = bias_act.bias_act(x, bias, *settings, masked)
+    if act in PIECEWISE_LINEAR:
+        bias_act.bias_act_backward(x, None, mask if masked else y, None, *settings, False, True)
+    else:
+        bias_act.bias_act_backward(x, None, x, bias, *settings, False, True)
+        bias_act.bias_act_backward_backward(x, bias, x, x, bias, *settings, True)
+
+
+def main():
+    for architecture in (80, 90):
+        recorder = Recorder(architecture)
+        triton.runtime.driver.set_active(recorder)
+        JITFunction.run = lambda kernel, *a, r=recorder, **k: r.launch(kernel, *a, **k)
+
+        def label(*words, recorder=recorder):
+            recorder.label = " ".join(map(str, words))
+
+        for act in ACTIVATIONS:
+            label(act)
+            run_bias_act(act, IMAGES, torch.float32)
+        for act, dtype in (
+            ("leaky_relu", torch.float16),
+            ("gelu", torch.bfloat16),
+            ("tanh", torch.float64),
+        ):
+            label(act, dtype, "clamp")
+            run_bias_act(act, SMALL_IMAGES, dtype, clamp=2.0)
+        label("leaky_relu with a mask")
+        run_bias_act("leaky_relu", IMAGES, torch.float32, masked=True)
+        label("silu odd sizes")
+        run_bias_act("silu", ODD, torch.float32)
+        label("silu 64-bit offsets")
+        bias_act.WIDE_FROM, before = 0, bias_act.WIDE_FROM
+        run_bias_act("silu", IMAGES, torch.float32)
+        bias_act.WIDE_FROM = before
+        for function in (random.random_words, random.random_uniform, random.random_normal):
+            for seeds in (torch.tensor(1), torch.arange(16)):
+                label(function.__name__, seeds.dim())
+                function(seeds, (16, 1000), 2, 3)
+
+
+if __name__ == "__main__":
+    main()

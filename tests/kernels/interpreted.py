@@ -1,0 +1,167 @@
+"""Tests of the Triton kernels that run in Triton's interpreter, on CPU tensors.
+
+test_triton.py runs this file in a process of its own, with TRITON_INTERPRET=1.
+"""
+
+import math
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from pyfastgan import testing
+from pyfastgan.kernels import bias_act, random
+from pyfastgan.ops._registry import Sample, T, ops
+
+
+@triton.jit
+def words_kernel(out, seed, block, sample, stream):
+    for word, lane in zip(
+        random.philox_words(tl.load(seed), tl.load(block), sample, stream), tl.static_range(4)
+    ):
+        tl.store(out + lane, word.to(tl.int64))
+
+
+@triton.jit
+def normals_kernel(out, w0, w1, N: tl.constexpr):
+    lane = tl.arange(0, N)
+    a, b = random.normals_from_words(
+        tl.load(w0 + lane).to(tl.uint32), tl.load(w1 + lane).to(tl.uint32)
+    )
+    tl.store(out + lane, a)
+    tl.store(out + N + lane, b)
+
+
+def signed(low, high):
+    """Two 32-bit words as an int64 tensor."""
+    value = low | high << 32
+    return torch.tensor(value - (value >> 63 << 64))
+
+
+def test_known_answers(known_answers):
+    for (low, high, sample, stream), key, words in known_answers:
+        out = torch.zeros(4, dtype=torch.int64)
+        words_kernel[(1,)](out, signed(*key), signed(low, high), sample, stream)
+        assert tuple(out.tolist()) == words
+
+
+def random_call(name, sample):
+    args, kwargs = sample.make(torch.float32)
+    seed = kwargs.pop("seed")
+    if not isinstance(seed, torch.Tensor):
+        seed = signed(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+    return getattr(random, name)(
+        seed, *args, kwargs.get("stream", 0), kwargs.get("sample_offset", 0)
+    )
+
+
+@pytest.mark.parametrize("sample", ops()["random_words"].samples, ids=lambda s: s.label)
+@pytest.mark.parametrize("name", ["random_words", "random_uniform", "random_normal"])
+def test_the_numbers_are_those_of_the_ops(name, sample, monkeypatch):
+    monkeypatch.setattr(random, "BLOCKS", 4096)  # a program takes milliseconds, whatever its size
+    op = ops()[name]
+    ours = random_call(name, sample)
+    args, kwargs = next(s for s in op.samples if s.label == sample.label).make(torch.float32)
+    if name == "random_normal":
+        expected = op.reference(*args, **kwargs | {"dtype": torch.float64})
+        assert ours.dtype == torch.float32
+        error = (ours - expected).abs() / expected.abs().clamp(min=1)
+        assert (error <= 4 * torch.finfo(torch.float32).eps).all()
+    else:
+        assert torch.equal(ours, op.reference(*args, **kwargs))
+
+
+def test_normals_of_extreme_words():
+    """The ends of the range, where the logarithm changes its formula, and the borders of the quarters of a turn."""
+    edges = [0, 1, 255, 256, 2**31, 0xB504F333, 0xB504F334, 2**32 - 256, 2**32 - 2, 2**32 - 1]
+    turns = [k * 2**29 + d for k in range(1, 8) for d in (-1, 0)] + [0, 2**32 - 1]
+    w0, w1 = torch.cartesian_prod(torch.tensor(edges), torch.tensor(turns)).T
+    padding = torch.full((256 - len(w0),), 2**31)
+    w0, w1 = torch.cat((w0, padding)), torch.cat((w1, padding))
+    out = torch.empty(2, 256)
+    normals_kernel[(1,)](out, w0, w1, 256)
+    radius = torch.sqrt(-2 * torch.log((w0.double() + 0.5) * 2.0**-32))
+    turn = (w1.double() + 0.5) * (2 * math.pi * 2.0**-32)
+    for ours, expected in zip(
+        out, (radius * torch.cos(turn), radius * torch.sin(turn)), strict=True
+    ):
+        error = (ours - expected).abs() / expected.abs().clamp(min=1)
+        assert (error <= 4 * torch.finfo(torch.float32).eps).all()
+
+
+# Layouts by the way they are tiled: rows of one channel each, short and long, and columns with their own channels. All
+# have ends that fill no tile.
+SHAPES = {
+    "short rows": T((5, 3, 7)),
+    "long rows": T((3, 2, 7, 19)),
+    "columns": T((23, 5, 3)),
+    "channels last": T((6, 21, 3, 2), channels_last=True),
+    "points": T((13, 37)),
+}
+
+
+@pytest.fixture(params=["several steps", "64-bit offsets"])
+def small_tiles(request, monkeypatch):
+    """Tiles of 64 elements, so that small tensors have many, and programs that take several of them."""
+    monkeypatch.setattr(bias_act, "TILES", {"forward": 64, "derivative": 64})
+    monkeypatch.setattr(bias_act, "FLOAT64_SHARE", 1)
+    monkeypatch.setattr(bias_act, "TILE_ROWS", 4)
+    monkeypatch.setattr(bias_act, "SUM_TILE", (16, 4))
+    monkeypatch.setattr(bias_act, "LONG_ROW", 6)
+    monkeypatch.setattr(bias_act, "PROGRAMS", 6)
+    if request.param == "64-bit offsets":
+        monkeypatch.setattr(bias_act, "WIDE_FROM", 0)
+
+
+@pytest.mark.parametrize("act", ["leaky_relu", "gelu"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_tiling(small_tiles, shape, act):
+    x, settings = SHAPES[shape], {"slope": 0.3, "gain": -1.25, "clamp": 1.1}
+    sample = Sample(shape, (x, T((x.shape[1],)), act), settings)
+    testing.check_values(ops()["bias_act"], sample, torch.float32)
+
+
+MASKED = {
+    "rows": T((5, 3, 4, 4)),
+    "columns": T((9, 5, 8)),
+    "channels last": T((2, 24, 3, 2), channels_last=True),
+    "no channels": T((105,)),
+    "less than a byte": T((5,)),
+}
+
+
+@pytest.mark.parametrize("act", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("shape", MASKED)
+def test_masks(small_tiles, monkeypatch, shape, act):
+    """The bits of x + bias > 0, and a backward pass that has them alone, as the reference has them."""
+    if shape == "columns":
+        monkeypatch.setattr(bias_act, "LONG_ROW", 100)
+    forward, backward, _ = ops()["bias_act"].kernels
+    x, dy = (MASKED[shape].make(torch.float32, "cpu", seed) for seed in (1, 2))
+    bias = T((x.size(1),)).make(torch.float32, "cpu") if x.dim() > 1 else None
+    settings = (act, 0.3, -1.25, None)
+    y, mask = bias_act.bias_act(x, bias, *settings, True)
+    expected_y, expected_mask = forward.implementation("reference")(x, bias, *settings, True)
+    torch.testing.assert_close(y, expected_y)
+    assert mask.shape == expected_mask.shape
+    whole = (x.numel() + 7) // 8
+    assert torch.equal(mask[:whole], expected_mask[:whole])
+    arguments = (dy, bias, mask, None, *settings, MASKED[shape].channels_last, bias is not None)
+    for ours, expected in zip(
+        bias_act.bias_act_backward(*arguments),
+        backward.implementation("reference")(*arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected)
+        assert ours.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "silu", "gelu", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_many_numbers_through_each_formula(act, dtype):
+    """Up to where torch's softplus leaves its own formula (20), and around zero."""
+    for scale in (4.0, 0.1):
+        testing.check_values(
+            ops()["bias_act"], Sample(act, (T((5000,), scale=scale), None, act)), dtype
+        )
