@@ -83,11 +83,11 @@ def test_normals_of_extreme_words():
     normals_kernel[(1,)](out, w0, w1, 256)
     radius = torch.sqrt(-2 * torch.log((w0.double() + 0.5) * 2.0**-32))
     turn = (w1.double() + 0.5) * (2 * math.pi * 2.0**-32)
-    for ours, expected in zip(
-        out, (radius * torch.cos(turn), radius * torch.sin(turn)), strict=True
-    ):
-        error = (ours - expected).abs() / expected.abs().clamp(min=1)
-        assert (error <= 4 * torch.finfo(torch.float32).eps).all()
+    exact = torch.stack((radius * torch.cos(turn), radius * torch.sin(turn)))
+    error = (out - exact).abs()
+    assert (error <= 4 * torch.finfo(torch.float32).eps * exact.abs().clamp(min=1)).all()
+    # Small sines and cosines, and radii near 0, keep their precision too.
+    assert (error <= 1e-6 * exact.abs()).all()
 
 
 # Layouts by the way they are tiled: rows of one channel each, short and long, and columns with their own channels. All
@@ -165,3 +165,35 @@ def test_many_numbers_through_each_formula(act, dtype):
         testing.check_values(
             ops()["bias_act"], Sample(act, (T((5000,), scale=scale), None, act)), dtype
         )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("act", ["relu", "leaky_relu"])
+def test_the_derivative_at_the_kink(act, masked):
+    x, settings = torch.tensor([-1.0, -0.0, 0.0, 1.0]), (act, 0.25, 1.0, None)
+    y, mask = bias_act.bias_act(x, None, *settings, masked)
+    kept = mask if masked else y
+    arguments = (torch.ones(4), None, kept, None, *settings, False, False)
+    dx, _ = bias_act.bias_act_backward(*arguments)
+    below = 0 if act == "relu" else 0.25
+    assert dx.tolist() == [below, below, below, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_are_rounded_to_nearest_even(dtype):
+    """All numbers from 1 to 2 times 1.5: many products lie half way between two numbers of the type."""
+    x = torch.arange(1, 2, torch.finfo(dtype).eps, dtype=torch.float64)
+    y = ops()["bias_act"].function(x.to(dtype), None, "linear", gain=1.5)
+    assert torch.equal(y, (1.5 * x).to(dtype))
+
+
+def test_float64_keeps_its_precision_near_the_limits():
+    """tanh near 0, softplus far below 0 where it nears 0, and both far out, relative to the value."""
+    function, small = ops()["bias_act"].function, torch.logspace(-12, 0, 200, dtype=torch.float64)
+    torch.testing.assert_close(function(small, None, "tanh"), small.tanh(), rtol=1e-14, atol=0)
+    low = torch.linspace(-700, 0, 200, dtype=torch.float64)
+    softplus = torch.log1p(torch.exp(low))
+    torch.testing.assert_close(function(low, None, "softplus"), softplus, rtol=1e-14, atol=0)
+    far = torch.tensor([-1000.0, 1000.0], dtype=torch.float64)
+    assert function(far, None, "tanh").tolist() == [-1, 1]
+    assert function(far, None, "softplus").tolist() == [0, 1000]
