@@ -44,7 +44,9 @@ class CMakeBuild(build_ext):
         environment = {**os.environ, "PATH": tools}
         cmake = shutil.which("cmake", path=tools)
         if cmake is None:
-            sys.exit("cmake was not found: pip install cmake ninja, or PYFASTGAN_BUILD=none for pure Python")
+            sys.exit(
+                "cmake was not found: pip install cmake ninja, or PYFASTGAN_BUILD=none for pure Python"
+            )
         subprocess.run(
             [
                 cmake, "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
@@ -58,7 +60,9 @@ class CMakeBuild(build_ext):
             check=True,
             env=environment,
         )  # fmt: skip
-        subprocess.run([cmake, "--build", str(work), "--target", "install"], check=True, env=environment)
+        subprocess.run(
+            [cmake, "--build", str(work), "--target", "install"], check=True, env=environment
+        )
 
     def get_outputs(self) -> list[str]:
         return []  # CMake decides which modules there are

@@ -223,7 +223,7 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
     const int64_t group = parts > 1 ? 1 : (kPiece + shape.inner - 1) / shape.inner;  // rows of a piece
     const int64_t pieces = parts > 1 ? rows * parts : (rows + group - 1) / group;
     // What each row, or part of a row, adds to its channel's sum.
-    const std::unique_ptr<S[]> partial(sums ? new S[rows * parts] : nullptr);
+    const std::unique_ptr<double[]> partial(sums ? new double[rows * parts] : nullptr);
     parallel_for(pieces, threads, shape.size() < kSmall, [&](int64_t piece) {
         const int64_t first = parts > 1 ? piece / parts : piece * group;
         const int64_t last = parts > 1 ? first + 1 : (first + group < rows ? first + group : rows);
@@ -236,7 +236,7 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
             store(e, splat<Pack<T>>(extra ? to_scalar(extra[c]) : S(0)));
             run_either<false, T, F>(p, row * shape.inner + begin, n, b, e, sums ? total : nullptr, s);
             if (!sums) continue;
-            S sum = 0;
+            double sum = 0;
             for (int k = 0; k < kStep; ++k) sum += total[k];
             partial[row * parts + (parts > 1 ? piece % parts : 0)] = sum;
         }
@@ -244,10 +244,10 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
     });
     if (!sums) return;
     for (int64_t c = 0; c < shape.channels; ++c) {
-        S sum = 0;
+        double sum = 0;
         for (int64_t n = 0; n < shape.outer; ++n)
             for (int64_t k = 0; k < parts; ++k) sum += partial[(n * shape.channels + c) * parts + k];
-        sums[c] = sum;
+        sums[c] = static_cast<S>(sum);
     }
 }
 
@@ -276,10 +276,10 @@ void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T*
     });
     if (!sums) return;
     for (int64_t c = 0; c < channels; ++c) {
-        S sum = 0;
+        double sum = 0;
         for (int64_t piece = 0; piece < pieces; ++piece)
             for (int64_t k = c; k < width; k += channels) sum += partial[piece * width + k];
-        sums[c] = sum;
+        sums[c] = static_cast<S>(sum);
     }
 }
 

@@ -639,7 +639,7 @@ def _samples() -> tuple[Sample, ...]:
         Sample("a mask, negative gain", (T((2, 3, 4, 4)), T((3,))), {"gain": -2.0}),
         Sample("a mask, odd end", (T((3, 5, 7)), None, "relu")),
         # Outputs of 12 MiB and more are stored past the caches.
-        Sample("large", (T((1, 2, 1100, 1600)), T((2,)), "leaky_relu")),
+        Sample("large", (T((2, 1100, 1600)), None, "leaky_relu")),
         Sample("zero slope", (T((3, 4, 5)), T((4,))), {"slope": 0.0, "gain": 0.0}),
     )
 
@@ -726,11 +726,10 @@ register(
         bad_calls=_bad_calls(),
         orders=2,
         # The polynomials reach about 3 ulp; the bias gradients of second order sum products of that
-        # with two normal numbers, which are up to 10, and partly cancel. In float64 plain PyTorch is
-        # the measure itself, and its sum of two million numbers has an error too.
+        # with two normal numbers, which are up to 10, and partly cancel.
         epsilon={
             torch.float32: 3e-6,
-            torch.float64: 1e-12,
+            torch.float64: 1e-14,
             torch.bfloat16: 3e-6,
             torch.float16: 3e-6,
         },

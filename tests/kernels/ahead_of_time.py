@@ -74,7 +74,7 @@ def main():
         def label(*words, recorder=recorder):
             recorder.label = " ".join(map(str, words))
 
-        for act in ACTIVATIONS:
+        for act in ACTIVATIONS if architecture == 90 else ("leaky_relu", "gelu"):
             label(act)
             run_bias_act(act, IMAGES, torch.float32)
         for act, dtype in (

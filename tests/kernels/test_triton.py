@@ -16,12 +16,13 @@ HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
 # Of the contract, what a kernel can break; how an operator is registered is tested with the other backends.
 CHECKS = (
-    "check_values and (f32 or bf16 or clamp)",
-    "check_same_bits-f32",
+    "check_values and (f32 or clamp)",
+    "check_same_bits-f32 and gelu",
     "check_layouts",
     "check_not_finite",
 )
-CONTRACT = f"bias_act-triton and ({' or '.join(CHECKS)})"
+# A program takes milliseconds there: the large sample call has thousands, and small_tiles in interpreted.py its paths.
+CONTRACT = f"bias_act-triton and not large and ({' or '.join(CHECKS)})"
 
 
 def run(*command, **environment):
