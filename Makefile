@@ -21,11 +21,18 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests
 
-# The contract suite once more on a build without compiled modules, in a folder of its own.
+# The contract suite once more on a build without compiled modules, in an environment that sees the tools of the other
+# one but not its editable install, which would offer the compiled modules.
 test-pure: $(VENV)/dev.stamp
 	rm -rf build/pure
-	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/pure .
-	cd build/pure && PYTHONPATH=$(CURDIR)/build/pure PYFASTGAN_TEST_PURE=1 OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
+	$(BIN)/python -m venv --without-pip build/pure
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > build/pure/tools.txt
+	build/pure/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > build/pure/site.txt
+	cp build/pure/tools.txt "$$(cat build/pure/site.txt)/tools.pth"
+	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps \
+		--target "$$(cat build/pure/site.txt)" .
+	cd build/pure && PYFASTGAN_TEST_PURE=1 OMP_WAIT_POLICY=passive \
+		bin/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
 
 # The CPU kernels under AddressSanitizer and UBSan, which see past the end of a tensor's memory.
 sanitize: $(VENV)/dev.stamp
