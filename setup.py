@@ -64,6 +64,14 @@ class CMakeBuild(build_ext):
             [cmake, "--build", str(work), "--target", "install"], check=True, env=environment
         )
 
+    def copy_extensions_to_source(self) -> None:
+        # For an editable install. setuptools knows of one extension and would copy that alone.
+        package = ROOT / "pyfastgan"
+        for stale in (*package.glob("_cpu*.so"), *package.glob("_cuda*.so")):
+            stale.unlink()
+        for module in (Path(self.build_lib) / "pyfastgan").glob("*.so"):
+            shutil.copy2(module, package)
+
     def get_outputs(self) -> list[str]:
         return []  # CMake decides which modules there are
 

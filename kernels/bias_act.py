@@ -292,7 +292,7 @@ def _derivatives(
     first, second = torch.empty_like(v), None if dy is None else torch.empty_like(v)
     out = v.new_empty(v.size(1) if want_bias else 0)
     if v.numel() == 0:
-        return first, second, out
+        return first, second, out.zero_()
     plan = _plan(v, want_bias or bias is not None or shift is not None, "derivative")
     numbers, number = _settings(act, slope, gain, clamp, v.dtype)
     # How many tiles a program takes, and so how many partial sums a channel has.
