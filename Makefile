@@ -59,9 +59,8 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
-# What takes too long for `make test`; its results are committed.
-proofs: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/proofs.py
+# What takes too long for `make test`.
+proofs: sanitize
 
 gpu-check:
 	python3 benchmarks/gpu_check.py
