@@ -121,16 +121,19 @@ class Kernel:
 
 @dataclass(frozen=True)
 class T:
-    """A tensor of a sample call: drawn from N(0, scale^2) where it is a floating-point one."""
+    """A floating-point tensor of a sample call: drawn from N(0, scale^2), then `map` of it, computed
+    in float64, where the op needs another range."""
 
     shape: tuple[int, ...]
     channels_last: bool = False
-    differentiable: bool = True
     scale: float = 1.0
+    map: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def make(self, dtype: torch.dtype, device: torch.device | str, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.scale
+        if self.map is not None:
+            x = self.map(x)
         x = x.to(dtype=dtype, device=device)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
