@@ -17,9 +17,9 @@ SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.p
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
-# Threads that wait asleep: beside other work on the same cores, ones that spin make a step last a hundred times longer.
+# Two processes, and threads that wait asleep: ones that spin would make the other's steps last a hundred times longer.
 test: $(VENV)/dev.stamp
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 # The contract suite once more on a build without compiled modules, in an environment that sees the tools of the other
 # one but not its editable install, which would offer the compiled modules.
@@ -32,7 +32,7 @@ test-pure: $(VENV)/dev.stamp
 	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps \
 		--target "$$(cat build/pure/site.txt)" .
 	cd build/pure && PYFASTGAN_TEST_PURE=1 OMP_WAIT_POLICY=passive \
-		bin/python -m pytest -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
+		bin/python -m pytest -n 2 --dist worksteal -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops
 
 # The CPU kernels under AddressSanitizer and UBSan, which see past the end of a tensor's memory.
 sanitize: $(VENV)/dev.stamp
@@ -82,7 +82,9 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml $(SOURCES)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	@echo "Installing the tools for development"
-	$(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('pyfastgan') if 'dev' in r.split(';')[-1]), sep='\n')" > $(VENV)/dev.txt
+	@echo "Installing the tools for development, and the libraries to compare with"
+	for extra in dev peers; do \
+		$(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('pyfastgan') if '$$extra' in r.split(';')[-1]), sep='\n')" > $(VENV)/$$extra.txt; done
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps -r $(VENV)/peers.txt
 	@touch $@

@@ -111,16 +111,18 @@ struct Pointers {
 class MaskWriter {
 public:
     PF_FN MaskWriter(uint8_t* mask, int64_t start) : to_(mask + (start >> 3)) {}
-    PF_FN void add(uint32_t bits, int count) {
-        held_ |= static_cast<uint64_t>(bits) << filled_;
+    PF_FN void add(uint64_t bits, int count) {
+        held_ |= bits << filled_;
         filled_ += count;
-        if (filled_ == 64) flush();
+        if (filled_ == 64) {
+            memcpy(to_, &held_, sizeof held_);
+            to_ += sizeof held_;
+            held_ = 0;
+            filled_ = 0;
+        }
     }
-    PF_FN void flush() {
-        memcpy(to_, &held_, static_cast<std::size_t>(filled_ + 7) >> 3);
-        to_ += filled_ >> 3;
-        held_ = 0;
-        filled_ = 0;
+    PF_FN void finish() {
+        if (filled_) memcpy(to_, &held_, static_cast<std::size_t>(filled_ + 7) >> 3);
     }
 
 private:
@@ -136,27 +138,27 @@ PF_FN uint32_t mask_bits(const uint8_t* mask, int64_t k) {
     return static_cast<uint32_t>(two) >> (k & 7);
 }
 
-// n elements that lie next to each other. `bias` and `extra` advance with them if kAlong, else they are one pack each.
-// `sums` gets what F returns: per element if kAlong, else into the single pack. p and s are copies: behind a reference
-// they would be read again after every store.
+// n elements that lie next to each other. Along the innermost axis (kAlong) `bias` and `extra` advance with them, and
+// `sums` gets what F returns, per element; else they are one number each, and the sum of what F returns is the result.
+// p and s are copies: behind a reference they would be read again after every store.
 template <bool kAlong, bool kMasked, class T, class F, class V = Pack<T>, class S = Scalar<V>>
-PF_FN void run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
-               const Settings<S> s) {
+PF_FN V run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
+            const Settings<S> s) {
     constexpr int64_t kStep = lanes<T>();
     constexpr int kRead = F::kTakesMask && kMasked ? F::kIn - 1 : F::kIn;  // inputs that are tensors
-    const V row_bias = load<V>(bias), row_extra = load<V>(extra);
+    const V row_bias = splat<V>(*bias), row_extra = splat<V>(*extra);
     MaskWriter writer(p.mask, start);
     // Rows that lie along the bias are short: there it does not pay.
     bool past_caches = !kAlong && sizeof(T) == sizeof(S) && p.past_caches;
     for (int j = 0; j < F::kOut; ++j)
         past_caches = past_caches && reinterpret_cast<uintptr_t>(p.out[j] + start) % sizeof(V) == 0;
-    const auto step = [&](int64_t k) {
+    const auto step = [&](int64_t k, uint64_t& bits, int shift) {
         V in[F::kIn], out[F::kOut];
         for (int j = 0; j < kRead; ++j) in[j] = Storage<T>::read(p.in[j] + start + k);
         if constexpr (kRead < F::kIn) in[kRead] = signs_of(mask_bits(p.mask, start + k), V{});
         const V b = kAlong ? load<V>(bias + k) : row_bias;
         const V r = F::apply(in, b, kAlong ? load<V>(extra + k) : row_extra, s, out);
-        if constexpr (F::kMakesMask && kMasked) writer.add(positive_bits(in[0] + b), kStep);
+        if constexpr (F::kMakesMask && kMasked) bits |= static_cast<uint64_t>(positive_bits(in[0] + b)) << shift;
         for (int j = 0; j < F::kOut; ++j) {
             if (past_caches)
                 stream(p.out[j] + start + k, out[j]);
@@ -167,14 +169,20 @@ PF_FN void run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, 
             if (sums) store(sums + k, load<V>(sums + k) + r);
         return r;
     };
-    V total = splat<V>(0), other = splat<V>(0);
+    constexpr int kTogether = 4;  // packs; on AVX-512 they fill a word of the mask
+    V totals[2] = {splat<V>(0), splat<V>(0)};
     int64_t k = 0;
-    for (; k + 2 * kStep <= n; k += 2 * kStep) {
-        total += step(k);
-        other += step(k + kStep);
+    for (; k + kTogether * kStep <= n; k += kTogether * kStep) {
+        uint64_t bits = 0;
+        for (int j = 0; j < kTogether; ++j) totals[j % 2] += step(k + j * kStep, bits, j * static_cast<int>(kStep));
+        if constexpr (F::kMakesMask && kMasked) writer.add(bits, kTogether * static_cast<int>(kStep));
     }
-    for (; k + kStep <= n; k += kStep) total += step(k);
-    total += other;
+    for (; k + kStep <= n; k += kStep) {
+        uint64_t bits = 0;
+        totals[0] += step(k, bits, 0);
+        if constexpr (F::kMakesMask && kMasked) writer.add(bits, static_cast<int>(kStep));
+    }
+    V total = totals[0] + totals[1];
     if (k < n) {
         const int64_t left = n - k;
         V in[F::kIn], out[F::kOut];
@@ -199,25 +207,14 @@ PF_FN void run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, 
             }
         }
     }
-    if constexpr (F::kMakesMask && kMasked) writer.flush();
-    if constexpr (!kAlong)
-        if (sums) store(sums, total);
-}
-
-// `run`, for a mask if there is one.
-template <bool kAlong, class T, class F, class S = Scalar<Pack<T>>>
-void run_either(const Pointers<T, F>& p, int64_t start, int64_t n, const S* bias, const S* extra, S* sums,
-                const Settings<S>& s) {
-    if constexpr (F::kMakesMask || F::kTakesMask)
-        if (p.mask) return run<kAlong, true, T, F>(p, start, n, bias, extra, sums, s);
-    run<kAlong, false, T, F>(p, start, n, bias, extra, sums, s);
+    if constexpr (F::kMakesMask && kMasked) writer.finish();
+    return total;
 }
 
 // One number a row: the rows in pieces of whole rows, or of parts of one row where rows are long.
-template <class T, class F, class S = Scalar<Pack<T>>>
+template <bool kMasked, class T, class F, class S = Scalar<Pack<T>>>
 void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums, const Settings<S>& s,
               int threads) {
-    constexpr int kStep = lanes<T>();
     const int64_t rows = shape.outer * shape.channels;
     const int64_t parts = (shape.inner + kPiece - 1) / kPiece;  // of a row
     const int64_t group = parts > 1 ? 1 : (kPiece + shape.inner - 1) / shape.inner;  // rows of a piece
@@ -225,20 +222,18 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
     // What each row, or part of a row, adds to its channel's sum.
     const std::unique_ptr<double[]> partial(sums ? new double[rows * parts] : nullptr);
     parallel_for(pieces, threads, shape.size() < kSmall, [&](int64_t piece) {
+        const int64_t part = parts > 1 ? piece % parts : 0;
         const int64_t first = parts > 1 ? piece / parts : piece * group;
-        const int64_t last = parts > 1 ? first + 1 : (first + group < rows ? first + group : rows);
-        const int64_t begin = parts > 1 ? piece % parts * kPiece : 0;
+        const int64_t last = first + group < rows ? first + group : rows;
+        const int64_t begin = part * kPiece;
         const int64_t n = parts > 1 && begin + kPiece < shape.inner ? kPiece : shape.inner - begin;
-        S b[kStep], e[kStep], total[kStep];
+        int64_t c = first % shape.channels;
         for (int64_t row = first; row < last; ++row) {
-            const int64_t c = row % shape.channels;
-            store(b, splat<Pack<T>>(bias ? to_scalar(bias[c]) : S(0)));
-            store(e, splat<Pack<T>>(extra ? to_scalar(extra[c]) : S(0)));
-            run_either<false, T, F>(p, row * shape.inner + begin, n, b, e, sums ? total : nullptr, s);
-            if (!sums) continue;
-            double sum = 0;
-            for (int k = 0; k < kStep; ++k) sum += total[k];
-            partial[row * parts + (parts > 1 ? piece % parts : 0)] = sum;
+            const S b = bias ? to_scalar(bias[c]) : S(0), e = extra ? to_scalar(extra[c]) : S(0);
+            const Pack<T> total =
+                run<false, kMasked, T, F>(p, row * shape.inner + begin, n, &b, &e, static_cast<S*>(nullptr), s);
+            if (sums) partial[row * parts + part] = sum_lanes(total);
+            if (++c == shape.channels) c = 0;
         }
         if (p.past_caches) stream_done();
     });
@@ -252,7 +247,7 @@ void run_rows(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extr
 }
 
 // The bias along the innermost axis. Few channels are repeated until they fill packs, several rows at a time.
-template <class T, class F, class S = Scalar<Pack<T>>>
+template <bool kMasked, class T, class F, class S = Scalar<Pack<T>>>
 void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums, const Settings<S>& s,
                    int threads) {
     const int64_t channels = shape.channels;
@@ -271,8 +266,8 @@ void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T*
         const int64_t rest = shape.size() - begin;
         const int64_t n = rest < rows_per_piece * channels ? rest : rows_per_piece * channels;
         for (int64_t k = 0; k < n; k += width)
-            run_either<true, T, F>(p, begin + k, n - k < width ? n - k : width, b.get(), e.get(),
-                                   sums ? partial.get() + piece * width : nullptr, s);
+            run<true, kMasked, T, F>(p, begin + k, n - k < width ? n - k : width, b.get(), e.get(),
+                                     sums ? partial.get() + piece * width : nullptr, s);
     });
     if (!sums) return;
     for (int64_t c = 0; c < channels; ++c) {
@@ -281,6 +276,15 @@ void run_innermost(Shape shape, const Pointers<T, F>& p, const T* bias, const T*
             for (int64_t k = c; k < width; k += channels) sum += partial[piece * width + k];
         sums[c] = static_cast<S>(sum);
     }
+}
+
+template <bool kMasked, class T, class F, class S = Scalar<Pack<T>>>
+void run_shape(Shape shape, const Pointers<T, F>& p, const T* bias, const T* extra, S* sums, const Settings<S>& s,
+               int threads) {
+    if (shape.inner == 1)
+        run_innermost<kMasked, T, F>(shape, p, bias, extra, sums, s, threads);
+    else
+        run_rows<kMasked, T, F>(shape, p, bias, extra, sums, s, threads);
 }
 
 template <template <int, class> class F, class T, int A>
@@ -305,10 +309,9 @@ void run_act(Shape shape, const void* const* in, void* const* out, const void* b
     const T* e = static_cast<const T*>(extra);
     const std::unique_ptr<S[]> totals(sums ? new S[shape.channels]() : nullptr);
     if (shape.size() > 0) {
-        if (shape.inner == 1)
-            run_innermost<T, Op>(shape, p, b, e, totals.get(), s, threads);
-        else
-            run_rows<T, Op>(shape, p, b, e, totals.get(), s, threads);
+        if constexpr (Op::kMakesMask || Op::kTakesMask)
+            if (mask) run_shape<true, T, Op>(shape, p, b, e, totals.get(), s, threads);
+        if (!mask) run_shape<false, T, Op>(shape, p, b, e, totals.get(), s, threads);
     }
     if (sums)
         for (int64_t c = 0; c < shape.channels; ++c) static_cast<T*>(sums)[c] = from_scalar<T>(totals[c]);

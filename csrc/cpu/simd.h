@@ -70,6 +70,30 @@ PF_FN vfloat select(vint c, vfloat a, vfloat b) { return c ? a : b; }
 PF_FN vint select(vint c, vint a, vint b) { return c ? a : b; }
 PF_FN vdouble select(vlong c, vdouble a, vdouble b) { return c ? a : b; }
 
+PF_FN vfloat at_most(vfloat x, float bound) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_min_ps((__m512)(vfloat{} + bound), (__m512)x);  // the second operand where one is NaN
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_min_ps((__m256)(vfloat{} + bound), (__m256)x);
+#else
+    return (vfloat{} + bound) < x ? vfloat{} + bound : x;
+#endif
+}
+PF_FN vfloat at_least(vfloat x, float bound) {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_max_ps((__m512)(vfloat{} + bound), (__m512)x);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_max_ps((__m256)(vfloat{} + bound), (__m256)x);
+#else
+    return (vfloat{} + bound) > x ? vfloat{} + bound : x;
+#endif
+}
+
+#if defined(__AVX512F__)
+// x * 2^k for whole k.
+PF_FN vfloat times_power_of_two(vfloat x, vfloat k) { return (vfloat)_mm512_scalef_ps((__m512)x, (__m512)k); }
+#endif
+
 PF_FN vint as_bits(vfloat x) { return (vint)x; }
 PF_FN vfloat from_bits(vint i) { return (vfloat)i; }
 PF_FN vfloat to_float(vint i) { return __builtin_convertvector(i, vfloat); }
@@ -114,6 +138,25 @@ PF_FN vfloat interleave_high(vfloat a, vfloat b, std::index_sequence<I...>) {
 // a0 b0 a1 b1 ... : the first and the second half of the two vectors merged.
 PF_FN vfloat interleave_low(vfloat a, vfloat b) { return interleave_low(a, b, std::make_index_sequence<kLanes>{}); }
 PF_FN vfloat interleave_high(vfloat a, vfloat b) { return interleave_high(a, b, std::make_index_sequence<kLanes>{}); }
+
+// The sum of all lanes in float64, by halves.
+template <int kBy, std::size_t... I>
+PF_FN vdouble rotate(vdouble x, std::index_sequence<I...>) {
+    return __builtin_shufflevector(x, x, ((I + kBy) % sizeof...(I))...);
+}
+template <int kHalf = kLanes / 4>
+PF_FN double sum_lanes(vdouble x) {
+    if constexpr (kHalf == 0)
+        return x[0];
+    else
+        return sum_lanes<kHalf / 2>(x + rotate<kHalf>(x, std::make_index_sequence<kLanes / 2>{}));
+}
+template <std::size_t... I>
+PF_FN double sum_lanes(vfloat x, std::index_sequence<I...>) {
+    return sum_lanes(__builtin_convertvector(__builtin_shufflevector(x, x, I...), vdouble) +
+                     __builtin_convertvector(__builtin_shufflevector(x, x, (I + kLanes / 2)...), vdouble));
+}
+PF_FN double sum_lanes(vfloat x) { return sum_lanes(x, std::make_index_sequence<kLanes / 2>{}); }
 
 // One bit a lane: whether it is above zero, lane 0 in bit 0.
 PF_FN uint32_t positive_bits(vfloat x) {

@@ -20,7 +20,7 @@ PF_FN V activate(V x, Scalar<V> slope) {
     if constexpr (A == kLeakyRelu) return select(x < Scalar<V>(0), x * slope, x);
     if constexpr (A == kTanh) return hyperbolic_tangent(x);
     if constexpr (A == kSigmoid) return logistic(x);
-    if constexpr (A == kSilu) return x * logistic(x);
+    if constexpr (A == kSilu) return x / (Scalar<V>(1) + exponential(-x));
     if constexpr (A == kGelu) return x * normal_cdf(x);
     if constexpr (A == kSoftplus) return select(x < Scalar<V>(0), zero, x) + log1p_unit(exponential(-absolute(x)));
 }

@@ -35,21 +35,23 @@ constexpr float kLn2Low = -2.12194440e-4f;
 constexpr double kInvSqrt2 = 0.70710678118654752440;
 constexpr double kInvSqrt2Pi = 0.39894228040143267794;
 
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that then stands in the low bits
+
+// x * 2^k for whole k from -152 to 129, in two factors, since one exponent field does not hold that.
+template <class V>
+PF_FN V times_power_of_two(V x, V k) {
+    const auto n = as_bits(k + kRound) - 0x4b400000;
+    const auto half = n >> 1;
+    return x * from_bits((half + 127) << 23) * from_bits((n - half + 127) << 23);
+}
+
 template <class V>
 PF_FN V exponential(V x) {
-    x = select(x > 89.0f, splat<V>(89.0f), x);
-    x = select(x < -105.0f, splat<V>(-105.0f), x);
-    // Adding 1.5 * 2^23 rounds to an integer that then stands in the low bits.
-    const V shifted = x * 1.44269504f + 12582912.0f;
-    const auto n = as_bits(shifted) - 0x4b400000;
-    const V k = shifted - 12582912.0f;
+    x = at_least(at_most(x, 89.0f), -105.0f);
+    const V k = (x * 1.44269504f + kRound) - kRound;
     const V r = (x - k * kLn2High) - k * kLn2Low;
     const V p = polynomial(r, 4.9999994e-01f, 1.6666515e-01f, 4.1668456e-02f, 8.369419e-03f, 1.3813142e-03f);
-    // 2^n in two factors, since n runs from -152 to 129 and one exponent field does not hold that.
-    const auto half = n >> 1;
-    const V scale_a = from_bits((half + 127) << 23);
-    const V scale_b = from_bits((n - half + 127) << 23);
-    return (1.0f + (r + r * r * p)) * scale_a * scale_b;
+    return times_power_of_two(1.0f + (r + r * r * p), k);
 }
 
 // ln(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1].

@@ -28,6 +28,10 @@ PF_FN float select(bool c, float a, float b) { return c ? a : b; }
 PF_FN double select(bool c, double a, double b) { return c ? a : b; }
 PF_FN int32_t select(bool c, int32_t a, int32_t b) { return c ? a : b; }
 
+// The smaller and the larger of x and a bound; NaN stays NaN.
+PF_FN float at_most(float x, float bound) { return bound < x ? bound : x; }
+PF_FN float at_least(float x, float bound) { return bound > x ? bound : x; }
+
 PF_FN int32_t as_bits(float x) {
     int32_t i;
     memcpy(&i, &x, sizeof i);

@@ -17,6 +17,9 @@ from . import _backends
 
 _LIBRARY = torch.library.Library("pyfastgan", "DEF")
 
+# The types of arguments that torch would do nothing about.
+_PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -56,7 +59,17 @@ class Kernel:
         self.op = getattr(torch.ops.pyfastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        return self.op(*args)
+        # torch's dispatcher costs as much as a small kernel. It is passed by where nothing would see it: no
+        # tracing, no mode, no transform, no profiler, no subclass of Tensor.
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch.autograd._profiler_enabled()
+            or not _PLAIN.issuperset(map(type, args))
+        ):
+            return self.op(*args)
+        return self._dispatch(*args)
 
     def backends(self) -> tuple[str, ...]:
         """The backends that are written for this kernel."""

@@ -466,6 +466,7 @@ class _BiasAct(torch.autograd.Function):
         x, bias, *settings, want_mask = inputs
         y, mask = output
         ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)  # or the mask would get a gradient of zeros
         if ACTIVATIONS[settings[0]].piecewise_linear:
             ctx.save_for_backward(mask if want_mask else y, None)
         else:
@@ -474,8 +475,10 @@ class _BiasAct(torch.autograd.Function):
         ctx.settings = (*settings, is_channels_last(x) and not x.is_contiguous())
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Any, ...]:
         at, bias = ctx.saved_tensors
+        if dy is None:  # nothing that is asked for depends on y
+            return None, None, *(None,) * len(ctx.settings)
         want_bias = ctx.needs_input_grad[1]
         dx, dbias = _differentiable_backward(dy, None, at, bias, *ctx.settings, want_bias)
         return dx, dbias if want_bias else None, *(None,) * len(ctx.settings)
