@@ -31,7 +31,11 @@ def forward_mode() -> bool:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record a call with these inputs."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -11,6 +11,9 @@ Differentiable twice in x and bias (any number of times for linear, relu and lea
 `torch.func` and in forward mode, which the reference serves. Where the clamp binds the derivative
 is zero; at a kink it is torch's: 0 for relu and `slope` for leaky_relu.
 
+On a CPU small tensors (up to 2^18 elements for linear, relu, leaky_relu and silu, 2^13 for the others) are left to
+torch's own operations unless a backend is asked for by name: there a call costs more than a pass.
+
 Kept for the backward pass: for linear, relu and leaky_relu the output (the next layer keeps it
 anyway), or on a CPU one bit an element, which the backward pass reads sooner; for the others x and
 bias.
@@ -132,7 +135,8 @@ def bias_act_reference(
 ) -> Tensor:
     """The definition in plain PyTorch, differentiable by autograd any number of times."""
     y = ACTIVATIONS[act].value(_add_bias(x, bias), slope)
-    return _bound(y if gain == 1.0 else y * gain, clamp)
+    y = _bound(y if gain == 1.0 else y * gain, clamp)
+    return y.clone() if y is x else y  # an op does not return its input
 
 
 def _in_memory_order(x: Tensor) -> Tensor:
@@ -177,7 +181,7 @@ def _forward_reference(
     mask = x.new_empty(0, dtype=torch.uint8)
     if want_mask:
         mask = _pack_mask(dense_like(_add_bias(x, bias) > 0, x))
-    return y.clone() if y is x else y, mask  # a functional operator does not return its input
+    return y, mask
 
 
 def _computed(*tensors: Tensor | None) -> list[Any]:
@@ -450,8 +454,28 @@ def _keeps_mask(x: Tensor, channelwise: bool, act: str, clamp: float | None) -> 
         return False
     if not channelwise:
         return True
-    channels_innermost = x.dim() == 2 or (not x.is_contiguous() and is_channels_last(x))
-    return (x.size(1) if channels_innermost else math.prod(x.shape[2:])) % 8 == 0
+    if x.dim() == 2 or (not x.is_contiguous() and is_channels_last(x)):
+        return x.size(1) % 8 == 0
+    return x.numel() % (8 * x.size(0) * x.size(1) or 1) == 0
+
+
+# On a CPU, up to this many elements torch's own two or three calls are sooner back than one of ours: the data is in
+# a cache, and calling is what costs.
+_SMALL = {"linear": 2**18, "relu": 2**18, "leaky_relu": 2**18, "silu": 2**18}
+_SMALL_OTHERS = 2**13
+
+
+def _is_small(x: Tensor, act: str, gain: float, clamp: float | None) -> bool:
+    """Whether torch's own operations serve, where the choice is ours."""
+    return (
+        x.device.type == "cpu"
+        and _backends.choice.name == "auto"
+        and x.numel() <= _SMALL.get(act, _SMALL_OTHERS)
+        and gain == 1.0
+        and clamp is None
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
 
 
 class _BiasAct(torch.autograd.Function):
@@ -472,7 +496,7 @@ class _BiasAct(torch.autograd.Function):
         else:
             ctx.save_for_backward(x, bias)
         # y lies in memory as x does, or is contiguous.
-        ctx.settings = (*settings, is_channels_last(x) and not x.is_contiguous())
+        ctx.settings = (*settings, not x.is_contiguous() and is_channels_last(x))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Any, ...]:
@@ -607,7 +631,7 @@ def bias_act(
     _check(x, bias, act, slope, gain, clamp)
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    if forward_mode():
+    if forward_mode() or _is_small(x, act, gain, clamp):
         return bias_act_reference(x, bias, act, slope=slope, gain=gain, clamp=clamp)
     settings = (act, float(slope), float(gain), None if clamp is None else float(clamp))
     if needs_grad(x, bias):

@@ -14,6 +14,17 @@ from pyfastgan.ops._registry import ops
 from pyfastgan.ops.bias_act import ACTIVATIONS, bias_act_reference
 from pyfastgan.testing import backends
 
+
+@pytest.fixture(autouse=True)
+def _the_kernels(request):
+    """Asked for by name: small tensors would go to torch's own operations."""
+    if request.node.get_closest_marker("small"):
+        yield
+        return
+    with pf.use_backend("cpu" if "cpu" in backends(ops()["bias_act"]) else "reference"):
+        yield
+
+
 BACKENDS = backends(ops()["bias_act"])
 
 TORCH = {
@@ -213,3 +224,19 @@ def test_inductor_goes_through():
     torch.testing.assert_close(compiled(x, b), pf.ops.bias_act(2 * x, b, "silu") + 1)
     for t in torch.autograd.grad(compiled(x, b).sum(), (x, b)):
         assert t.isfinite().all()
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_small_tensors_are_left_to_torch(act):
+    """The same function, without one of our operators, up to the stated size and no further."""
+    bias = torch.randn(3, requires_grad=True)
+    limit = 2**18 if act in ("linear", "relu", "leaky_relu", "silu") else 2**13
+    for numel, ours in ((limit // 3 // 8 * 24, False), (limit // 3 // 8 * 24 + 24, True)):
+        x = torch.randn(numel // 24, 3, 8, requires_grad=True)
+        y = pf.ops.bias_act(x, bias, act)
+        torch.testing.assert_close(y, bias_act_reference(x, bias, act), rtol=1e-5, atol=1e-6)
+        assert ("BiasAct" in type(y.grad_fn).__name__) == ours
+    with pf.use_backend("reference"):
+        y = pf.ops.bias_act(x[:4], bias, act)
+        assert "BiasAct" in type(y.grad_fn).__name__
