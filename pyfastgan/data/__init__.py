@@ -76,9 +76,9 @@ def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
     """Load data by name, or wrap the caller's own.
 
     Args:
-        source: A name of `names()`; a tensor of images or points; a pair (images, labels); or a
-            map-style data set whose items are tuples of tensors. A `TensorData`, an `ImageData`
-            or a `MapData` is returned as it is.
+        source: A name of `names()` ("digits:train" is a split of "digits"); a tensor of images or
+            points; a pair (images, labels); or a map-style data set whose items are tuples of
+            tensors. A `TensorData`, an `ImageData` or a `MapData` is returned as it is.
         options: For a name only. Images: `size`, and `split` where there are splits. An npz file:
             `value_range`. Toys: `count`, `seed`.
 
@@ -94,8 +94,10 @@ def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
         kind, colon, where = source.partition(":")
         if colon and kind in _ELSEWHERE:
             return _call(_ELSEWHERE[kind], f"{kind}:", options, where)
-        if source in _BUILT_IN:
-            return _call(_BUILT_IN[source], source, options)
+        if kind in _BUILT_IN:
+            if colon:
+                options = {"split": where, **options}
+            return _call(_BUILT_IN[kind], kind, options)
         if source in TOYS:
             return _call(load_toy, source, options, TOYS[source])
         if source in _ELSEWHERE:

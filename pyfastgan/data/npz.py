@@ -52,7 +52,8 @@ def load_npz(
             names = list(file.files)
             images = _array(file, names, IMAGES, split)
             labels = _array(file, names, LABELS, split)
-            stated = file["range"] if "range" in names else value_range
+            if "range" in names:
+                value_range = file["range"].tolist()
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if images is None:
@@ -71,7 +72,7 @@ def load_npz(
             f"the images in {path} are floats of {pixels.shape[2]} x {pixels.shape[3]}: only bytes"
             f" are resized (to {size})"
         )
-    return TensorData(_scaled(pixels, stated, path), classes)
+    return TensorData(_scaled(pixels, value_range, path), classes)
 
 
 def has_parts(where: str) -> bool:
