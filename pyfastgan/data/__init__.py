@@ -20,6 +20,7 @@ from pyfastgan.data.photos import load_photos
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
 __all__ = [
+    "OWN",
     "TOYS",
     "ImageData",
     "MapData",
@@ -31,6 +32,8 @@ __all__ = [
     "names",
 ]
 
+# What a configuration says about data that were handed over as an object.
+OWN = "given in Python"
 # What needs no files, by its name...
 _BUILT_IN: dict[str, Callable[..., Any]] = {"digits": load_digits, "photos": load_photos}
 # ... and what is elsewhere, by a kind, a colon and the place.
@@ -91,6 +94,8 @@ def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
         TypeError: Data of another kind.
     """
     if isinstance(source, str):
+        if source == OWN:
+            raise ValueError("the data were the caller's own: name a data set, or hand them over")
         kind, colon, where = source.partition(":")
         if colon and kind in _ELSEWHERE:
             return _call(_ELSEWHERE[kind], f"{kind}:", options, where)

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 # The model's name in a run whose configuration was not chosen by the name of a preset.
 _NAME = "dcgan"
-# What the configuration of a run says about data that were handed over as an object.
-_OWN_DATA = "given in Python"
 _ROWS, _COLUMNS = 8, 10
 
 
@@ -195,7 +193,7 @@ def train(
         check_choice("preset", config, PRESETS)
         name, source = config, PRESETS[config]
     if data is not None:
-        overrides["data"] = data if isinstance(data, str) else _OWN_DATA
+        overrides["data"] = data if isinstance(data, str) else data_sets.OWN
     resolved = resolve_config(GANConfig, source, **overrides)
     dataset = _dataset(data, resolved)
     channels, image_size = dataset.shape[0], dataset.shape[-1]
@@ -235,7 +233,7 @@ def _dataset(data: Any, config: GANConfig) -> TensorData | ImageData | MapData:
     """The data as a data set, after checking that they are images as the networks make them."""
     if data is not None and not isinstance(data, str):
         dataset = data_sets.load(data)
-    elif config.data == _OWN_DATA:
+    elif config.data == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     else:
         dataset = _named(config.data, config.image_size)

@@ -9,6 +9,7 @@ from pyfastgan.metrics.evaluate import (
     evaluate,
     extractor_for,
     halves,
+    seen_in_training,
 )
 from pyfastgan.metrics.features import Classifier, Extractor, Pixels, extract
 from pyfastgan.metrics.frechet import FID, fid, frechet_distance
@@ -39,4 +40,5 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "precision_recall",
+    "seen_in_training",
 ]

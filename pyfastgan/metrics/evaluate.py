@@ -30,6 +30,7 @@ from pyfastgan.metrics.manifold import density_coverage, precision_recall
 
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "inception-score")
 FEATURES = ("auto", "classifier", "pixels", "inception")
+_BUILT_IN = ("digits", "photos")
 _HALVES_SEED = 0
 
 
@@ -106,7 +107,8 @@ def evaluate(
         if "fid" in metrics:
             scores["fid"] = frechet_distance(real, fake)
         if "kid" in metrics:
-            scores["kid"], spreads["kid"] = kernel_distance(real, fake)
+            scores["kid"], spread = kernel_distance(real, fake)
+            spreads.update({"kid": spread} if spread else {})
         if {"precision", "recall"} & set(metrics):
             scores.update(precision_recall(real, fake)._asdict())
         if {"density", "coverage"} & set(metrics):
@@ -143,7 +145,7 @@ def extractor_for(data: str, size: int, features: str = "auto") -> Any:
         return Pixels()
     if features == "inception":
         return Inception()
-    if data.partition(":")[0] == "digits":
+    if _whole(data) == "digits":
         return digits_classifier(size)
     train = halves(data, size)[0]
     if features == "auto" and train.classes in (None, 1):
@@ -162,14 +164,32 @@ def halves(data: str, size: int) -> tuple[Any, Any, str]:
     """
     if data in data_sets.TOYS:
         raise ValueError(f"the data set {data!r} has points, not images")
-    if data.partition(":")[0] in ("digits", "photos"):
-        data = data.partition(":")[0]
+    data = _whole(data)
     if data_sets.has_splits(data):
         train, test = (data_sets.load(data, size=size, split=part) for part in ("train", "test"))
         return train, test, "its test split"
     whole = data_sets.load(data, size=size)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(_HALVES_SEED))
     return _part(whole, order[::2]), _part(whole, order[1::2]), "a half of it"
+
+
+def seen_in_training(data: str, trained_on: str) -> bool:
+    """Whether the second of the `halves` of `data` was trained on, as far as the names tell.
+
+    A run on "digits", "photos", a folder or a file without parts takes all of it; one on
+    "digits:train", or on data with files of their own for training, takes the training split.
+    """
+    if _whole(data) != _whole(trained_on):
+        return False
+    if _whole(trained_on) in _BUILT_IN:
+        return not trained_on.endswith(":train")
+    return not data_sets.has_splits(trained_on)
+
+
+def _whole(data: str) -> str:
+    """The name without the split that a built-in data set may have behind it."""
+    kind = data.partition(":")[0]
+    return kind if kind in _BUILT_IN else data
 
 
 def _part(data: Any, index: Tensor) -> TensorData | ImageData:
