@@ -43,9 +43,9 @@ class ImageClassifier:
                 nn.ReLU(),
                 nn.Conv2d(64, 64, 3, 2, 1),
                 nn.ReLU(),
-                nn.AdaptiveAvgPool2d(2),
+                nn.AdaptiveAvgPool2d(4),
                 nn.Flatten(),
-                nn.Linear(256, FEATURES),
+                nn.Linear(1024, FEATURES),
                 nn.ReLU(),
             )
             self._head = nn.Linear(FEATURES, self.classes)
