@@ -13,7 +13,7 @@ from pyfastgan._names import nearest
 from pyfastgan.data.datasets import ImageData, MapData, TensorData
 from pyfastgan.data.digits import load_digits
 from pyfastgan.data.files import load_folder
-from pyfastgan.data.hub import load_hub
+from pyfastgan.data.hub import has_test_split, load_hub
 from pyfastgan.data.mnist_cifar import load_cifar10, load_cifar100, load_mnist
 from pyfastgan.data.npz import has_parts, load_npz
 from pyfastgan.data.photos import load_photos
@@ -72,7 +72,9 @@ def has_splits(name: str) -> bool:
     kind, _, where = name.partition(":")
     if kind == "npz":
         return has_parts(where)
-    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100", "hf")
+    if kind == "hf":
+        return has_test_split(where)
+    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100")
 
 
 def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:

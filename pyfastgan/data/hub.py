@@ -31,13 +31,7 @@ def load_hub(where: str, *, size: int | None = None, split: str = "train") -> Im
     if not where:
         raise ValueError("hf: needs the name of a data set (write hf:NAME)")
     check_size(size)
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"hf:{where} needs the library `datasets`: pip install datasets", name="pyfastgan.hub"
-        ) from error
-
+    datasets = _library(where)
     name = f"hf:{where}"
     table = _table(datasets, where, split)
     pictures = [key for key, kind in table.features.items() if isinstance(kind, datasets.Image)]
@@ -61,19 +55,48 @@ def load_hub(where: str, *, size: int | None = None, split: str = "train") -> Im
     return read_images(sources, labels, names, size=size, where=name)
 
 
+def has_test_split(where: str) -> bool:
+    """Whether the data set has splits named train and test; errors as `load_hub`."""
+    datasets, folder = _library(where), Path(where).expanduser()
+    if _on_disk(folder):
+        found = datasets.load_from_disk(str(folder))
+        return isinstance(found, datasets.DatasetDict) and {"train", "test"} <= set(found)
+    try:
+        return {"train", "test"} <= set(datasets.get_dataset_split_names(where))
+    except Exception as error:
+        raise _cannot_load(where, error) from error
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"hf:{where} needs the library `datasets`: pip install datasets", name="pyfastgan.hub"
+        ) from error
+    return datasets
+
+
+def _on_disk(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _cannot_load(where: str, error: Exception) -> ValueError:
+    return ValueError(f"cannot load hf:{where}: {' '.join(str(error).split())}")
+
+
 def _table(datasets: Any, where: str, split: str) -> Any:
     folder = Path(where).expanduser()
     try:
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(str(folder))
-            if not isinstance(found, datasets.DatasetDict):
-                return found
-            if split not in found:
-                raise ValueError(f"no split {split!r} (known: {', '.join(found)})")
-            return found[split]
-        return datasets.load_dataset(where, split=split)
+        if not _on_disk(folder):
+            return datasets.load_dataset(where, split=split)
+        found = datasets.load_from_disk(str(folder))
+        parts = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+        if split not in parts:
+            raise ValueError(f"no split {split!r} (known: {', '.join(parts)})")
+        return parts[split]
     except Exception as error:  # of many kinds: no network, no such name, no such split
-        raise ValueError(f"cannot load hf:{where}: {' '.join(str(error).split())}") from error
+        raise _cannot_load(where, error) from error
 
 
 def _source(table: Any, column: str, index: int) -> Source:

@@ -12,17 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pyfastgan.data import load
+from pyfastgan.data import has_splits, load
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 LABELS = [1, 0, 2, 1]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def png(pixels: np.ndarray) -> dict[str, bytes]:
@@ -49,6 +43,9 @@ def test_a_set_on_disk(tmp_path: Path) -> None:
     assert torch.equal(data.stored[0], torch.from_numpy(PICTURES).permute(0, 3, 1, 2))
     assert (data.stored[1].tolist(), data.class_names) == (LABELS, ("a", "b", "c"))
     assert load(f"hf:{tmp_path / 'set'}", size=8).shape == (3, 8, 8)
+    assert not has_splits(f"hf:{tmp_path / 'set'}")
+    with pytest.raises(ValueError, match=r"no split 'test' \(known: train\)"):
+        load(f"hf:{tmp_path / 'set'}", split="test")
 
 
 def test_splits_on_disk(tmp_path: Path) -> None:
@@ -56,6 +53,7 @@ def test_splits_on_disk(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
     assert len(load(f"hf:{tmp_path / 'set'}")) == 4
     assert load(f"hf:{tmp_path / 'set'}", split="test").stored[1].tolist() == [2]
+    assert has_splits(f"hf:{tmp_path / 'set'}")
     with pytest.raises(ValueError, match=r"no split 'val' \(known: train, test\)"):
         load(f"hf:{tmp_path / 'set'}", split="val")
 
@@ -69,6 +67,8 @@ def test_a_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         return table().remove_columns("kind")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["test", "train"])
+    assert has_splits("hf:some/pictures")
     data = load("hf:some/pictures", split="test")
     assert asked == [("some/pictures", "test")]
     assert (len(data), data.classes) == (4, None)
@@ -90,9 +90,15 @@ def test_broken_cells_are_named_and_unlabelled_splits_refused(tmp_path: Path) ->
         load(f"hf:{tmp_path / 'none'}")
 
 
-def test_a_name_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="cannot load hf:nobody/nothing-at-all: "):
-        load("hf:nobody/nothing-at-all")
+def test_a_name_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, split: str = "") -> None:
+        raise FileNotFoundError(f"no data set\n{name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
+    for function in (load, has_splits):
+        with pytest.raises(ValueError, match="cannot load hf:nobody/none: no data set nobody/none"):
+            function("hf:nobody/none")
     with pytest.raises(ValueError, match="needs the name of a data set"):
         load("hf:")
 
