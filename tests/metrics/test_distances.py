@@ -130,6 +130,8 @@ def test_identical_and_disjoint_sets() -> None:
     # One image again and again is within its own balls of no size.
     once = torch.randn(1, 16).expand(20, 16)
     assert precision_recall(once, once) == (1, 1)
+    twice = torch.cat([a, a]) * 100 + 7
+    assert precision_recall(twice, twice.flip(0), k=1) == (1, 1)
 
 
 def test_a_toy_of_density_and_coverage() -> None:
