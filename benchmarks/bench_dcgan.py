@@ -5,6 +5,7 @@ entropy, Adam as it comes, and a discriminator that is not frozen in the generat
 is the same loop with both networks compiled. Ours is the step that `pyfastgan train dcgan` takes.
 """
 
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -16,7 +17,7 @@ from pyfastgan import data
 from pyfastgan.gan import DCGAN, PRESETS
 from pyfastgan.ops._registry import Row, ops
 
-CONFIG = PRESETS["dcgan"]
+CONFIG = replace(PRESETS["dcgan"], image_size=16, channels=1)
 BATCH, LATENT, WIDTH = CONFIG.batch_size, CONFIG.latent_dim, CONFIG.width
 
 

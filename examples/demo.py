@@ -38,11 +38,13 @@ def main() -> int:
     arguments = parser.parse_args()
     out = arguments.out or new_folder(Path("runs/demo"))
 
-    size = PRESETS["dcgan"].image_size
+    size = 16
     digits, training, held_out = (
         pf.data.load("digits", size=size, split=split) for split in ("all", "train", "test")
     )
-    config = pf.training.resolve_config(GANConfig, PRESETS["dcgan"], steps=arguments.steps)
+    config = pf.training.resolve_config(
+        GANConfig, PRESETS["dcgan"], steps=arguments.steps, image_size=size, channels=1
+    )
     torch.manual_seed(config.seed)
     untrained = DCGAN(config).networks["generator"].eval()
 

@@ -1,4 +1,4 @@
-"""The command line: `pyfastgan train | sample | info | list | bench`.
+"""The command line: `pyfastgan train | sample | evaluate | info | list | bench`.
 
 Every command imports what it uses when it runs: `info` and `bench` work without the [train] extra.
 A user's mistake ends in one line on stderr and exit status 2; with PYFASTGAN_TRACEBACK set, the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import json
 import os
 import sys
 import traceback
@@ -186,27 +187,119 @@ def _sample(words: list[str]) -> int:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--count", type=int, default=64, help="how many (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same samples (default 0)")
+    parser.add_argument(
+        "--arithmetic",
+        metavar="A-B+C",
+        help="instead of samples, latent arithmetic with classes of the data, as 7-1+4:"
+        " a row of each term, and one of the result",
+    )
     parser.add_argument("--out", type=Path, help="PNG file (default: one in the run's folder)")
     args = parser.parse_args(words)
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
-    out = args.out or args.run / "samples" / f"seed-{args.seed}-count-{args.count}.png"
+    name = f"count-{args.count}" if args.arithmetic is None else f"arithmetic-{args.arithmetic}"
+    out = args.out or args.run / "samples" / f"seed-{args.seed}-{name}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must be a .png file, got {out}")
 
     import torch
 
-    from pyfastgan.training import run_name, save_samples
+    from pyfastgan.training import image_grid, save_png, save_samples
 
-    name, presets = run_name(args.run), _presets()
-    if name not in presets:
-        raise ValueError(f"{args.run}: {_unknown('preset', name, presets)}")
-    with torch.no_grad():
-        samples = presets[name][0].load(args.run).sample(args.count, args.seed)
-    save_samples(samples, out)
+    family, model = _load(args.run)
+    if args.arithmetic is None:
+        with torch.no_grad():
+            samples = model.sample(args.count, args.seed)
+        save_samples(samples, out)
+    else:
+        rows = _arithmetic(family, model, args)
+        save_png(image_grid(rows.flatten(0, 1), columns=rows.shape[1]), out)
     print(out)
+    return 0
+
+
+def _arithmetic(family: ModuleType, model: Any, args: argparse.Namespace) -> Any:
+    """The rows of images of an expression over the classes of the run's data."""
+    from pyfastgan.metrics import extractor_for
+
+    if not hasattr(family, "arithmetic"):
+        raise ValueError(f"{args.run}: {family.__name__} has no latent arithmetic")
+    size = model.sample(1, 0).shape[-1]
+    classifier = extractor_for(_run_data(args.run), size, "classifier")
+    return family.arithmetic(model, classifier.predict, args.arithmetic, seed=args.seed)
+
+
+def _load(run: Path) -> tuple[ModuleType, Any]:
+    """The family of a run, and the model to sample from."""
+    from pyfastgan.training import run_name
+
+    name, presets = run_name(run), _presets()
+    if name not in presets:
+        raise ValueError(f"{run}: {_unknown('preset', name, presets)}")
+    family = presets[name][0]
+    return family, family.load(run)
+
+
+def _run_data(run: Path) -> str:
+    """The name of the data that a run was trained on."""
+    from pyfastgan.training.config import read_config_file
+
+    return str(read_config_file(run / "config.yaml").get("data"))
+
+
+def _evaluate(words: list[str]) -> int:
+    from pyfastgan import metrics
+
+    names = ", ".join(metrics.METRICS)
+    parser = _Parser(
+        prog="pyfastgan evaluate", description="Compare the samples of a run with real images."
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--data", help="data set to compare with (default: that of the run)")
+    parser.add_argument("--metrics", help=f"some of {names} (default: all that are possible)")
+    parser.add_argument(
+        "--samples", type=int, help="how many (default: as many as real images, at most 10000)"
+    )
+    parser.add_argument(
+        "--features", default="auto", help=f"{', '.join(metrics.FEATURES)} (default auto)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the samples (default 1)")
+    args = parser.parse_args(words)
+    if args.samples is not None and args.samples < 2:
+        raise ValueError(f"--samples must be at least 2, got {args.samples}")
+    if args.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {args.seed}")
+    chosen = None if args.metrics is None else args.metrics.split(",")
+
+    import torch
+
+    from pyfastgan.training.files import write_text
+
+    _, model = _load(args.run)
+    trained_on = _run_data(args.run)
+    data = args.data or trained_on
+    with torch.no_grad():
+        size = model.sample(1, args.seed).shape[-1]
+        _, reference, what = metrics.halves(data, size)
+        count = args.samples or min(len(reference), 10_000)
+        samples = model.sample(count, args.seed)
+    extractor = metrics.extractor_for(data, size, args.features)
+    result = metrics.evaluate(samples, reference, extractor, metrics=chosen)
+    seen = metrics.seen_in_training(data, trained_on)
+    print(result)
+    print(f"real images: {data}, {what}" + (", on which the model was trained" if seen else ""))
+    record = {
+        "data": data,
+        "reference_is": what,
+        "seen_in_training": seen,
+        "seed": args.seed,
+        **dataclasses.asdict(result),
+    }
+    path = args.run / "evaluation.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    print(path)
     return 0
 
 
@@ -274,6 +367,7 @@ def _one_line(error: Exception) -> str:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a model and write a run folder"),
     "sample": (_sample, "draw samples from a run"),
+    "evaluate": (_evaluate, "measure the samples of a run against real images"),
     "info": (_info, "say which backend serves each op, and why others do not"),
     "list": (_list, "list presets, data sets and ops"),
     "bench": (_bench, "measure the installed ops"),

@@ -1,4 +1,5 @@
-"""Data that needs no download (real digits, 2-D toys), and wrappers for the caller's own."""
+"""Data that needs no download (real digits, photographs, 2-D toys), data on disk, and wrappers for
+the caller's own."""
 
 from __future__ import annotations
 
@@ -9,55 +10,111 @@ from typing import Any
 from torch import Tensor
 
 from pyfastgan._names import nearest
-from pyfastgan.data.datasets import MapData, TensorData
+from pyfastgan.data.datasets import ImageData, MapData, TensorData
 from pyfastgan.data.digits import load_digits
+from pyfastgan.data.files import load_folder
+from pyfastgan.data.hub import has_test_split, load_hub
+from pyfastgan.data.mnist_cifar import load_cifar10, load_cifar100, load_mnist
+from pyfastgan.data.npz import has_parts, load_npz
+from pyfastgan.data.photos import load_photos
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
-__all__ = ["TOYS", "MapData", "TensorData", "Toy", "descriptions", "load", "names"]
+__all__ = [
+    "OWN",
+    "TOYS",
+    "ImageData",
+    "MapData",
+    "TensorData",
+    "Toy",
+    "descriptions",
+    "has_splits",
+    "load",
+    "names",
+]
+
+# What a configuration says about data that were handed over as an object.
+OWN = "given in Python"
+# What needs no files, by its name...
+_BUILT_IN: dict[str, Callable[..., Any]] = {"digits": load_digits, "photos": load_photos}
+# ... and what is elsewhere, by a kind, a colon and the place.
+_ELSEWHERE: dict[str, Callable[..., Any]] = {
+    "folder": load_folder,
+    "npz": load_npz,
+    "mnist": load_mnist,
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "hf": load_hub,
+}
 
 
 def names() -> list[str]:
-    """The names that `load` understands."""
-    return ["digits", *TOYS]
+    """The names that `load` understands; after one that ends in a colon comes a place."""
+    return [*_BUILT_IN, *(f"{kind}:" for kind in _ELSEWHERE), *TOYS]
 
 
 def descriptions() -> dict[str, str]:
     """What each name of `names()` stands for, in a line."""
     return {
         "digits": "1,797 handwritten digits, 8x8 grey, resized to any size",
+        "photos": "square crops of two photographs, colour, cut at any size",
+        "folder:": "PATH: images in a folder, in class folders or not",
+        "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
+        "mnist:": "ROOT: MNIST's idx files, or others of that format",
+        "cifar10:": "ROOT: CIFAR-10, the python or the binary version",
+        "cifar100:": "ROOT: CIFAR-100, the python or the binary version",
+        "hf:": "NAME: a data set of the Hugging Face hub (needs `datasets`)",
         **{name: toy.formula for name, toy in TOYS.items()},
     }
 
 
-def load(source: Any, **options: Any) -> TensorData | MapData:
+def has_splits(name: str) -> bool:
+    """Whether the data set of that name has a training and a test split."""
+    kind, _, where = name.partition(":")
+    if kind == "npz":
+        return has_parts(where)
+    if kind == "hf":
+        return has_test_split(where)
+    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100")
+
+
+def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
     """Load data by name, or wrap the caller's own.
 
     Args:
-        source: A name of `names()`; a tensor of images or points; a pair (images, labels); or a
-            map-style data set whose items are tuples of tensors. A `TensorData` or `MapData` is
-            returned as it is.
-        options: For a name only. Digits: `size`, `split`. Toys: `count`, `seed`.
+        source: A name of `names()` ("digits:train" is a split of "digits"); a tensor of images or
+            points; a pair (images, labels); or a map-style data set whose items are tuples of
+            tensors. A `TensorData`, an `ImageData` or a `MapData` is returned as it is.
+        options: For a name only. Images: `size`, and `split` where there are splits. An npz file:
+            `value_range`. Toys: `count`, `seed`.
 
     Returns:
         A data set of tuples `(image,)` or `(image, label)`.
 
     Raises:
-        ValueError: An unknown name or option (with the nearest one and the list), or data out of
-            range.
+        ValueError: An unknown name or option (with the nearest one and the list), data out of
+            range, files that are missing or broken.
         TypeError: Data of another kind.
     """
     if isinstance(source, str):
-        if source not in names():
-            raise ValueError(
-                f"unknown data set {source!r}{nearest(source, names())}"
-                f" (known: {', '.join(names())})"
-            )
-        if source == "digits":
-            return _call(load_digits, source, options)
-        return _call(load_toy, source, options, TOYS[source])
+        if source == OWN:
+            raise ValueError("the data were the caller's own: name a data set, or hand them over")
+        kind, colon, where = source.partition(":")
+        if colon and kind in _ELSEWHERE:
+            return _call(_ELSEWHERE[kind], f"{kind}:", options, where)
+        if kind in _BUILT_IN:
+            if colon:
+                options = {"split": where, **options}
+            return _call(_BUILT_IN[kind], kind, options)
+        if source in TOYS:
+            return _call(load_toy, source, options, TOYS[source])
+        if source in _ELSEWHERE:
+            raise ValueError(f"the data set {source!r} needs a place: {source}:PLACE")
+        raise ValueError(
+            f"unknown data set {source!r}{nearest(source, names())} (known: {', '.join(names())})"
+        )
     if options:
         raise ValueError(f"options are for data sets by name, got {', '.join(options)}")
-    if isinstance(source, (TensorData, MapData)):
+    if isinstance(source, (TensorData, ImageData, MapData)):
         return source
     if isinstance(source, Tensor):
         return TensorData(source)
@@ -73,9 +130,7 @@ def load(source: Any, **options: Any) -> TensorData | MapData:
     )
 
 
-def _call(
-    loader: Callable[..., TensorData], name: str, options: dict[str, Any], *args: Any
-) -> TensorData:
+def _call(loader: Callable[..., Any], name: str, options: dict[str, Any], *args: Any) -> Any:
     known = [
         key
         for key, parameter in inspect.signature(loader).parameters.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,17 +32,9 @@ class TensorData(Dataset[tuple[Tensor, ...]]):
         self, images: Tensor, labels: Tensor | None = None, *, classes: int | None = None
     ) -> None:
         _check_images(images)
-        if labels is not None:
-            _check_labels(labels, len(images))
-            largest = int(labels.max()) + 1
-            if classes is not None and classes < largest:
-                raise ValueError(f"labels must be below classes={classes}, got {largest - 1}")
-            classes = classes or largest
-        elif classes is not None:
-            raise ValueError(f"classes is {classes} but there are no labels")
         self.tensors = (images, labels)
         self.shape = tuple(images.shape[1:])
-        self.classes = classes
+        self.classes = _count_classes(labels, classes, len(images))
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -50,6 +43,64 @@ class TensorData(Dataset[tuple[Tensor, ...]]):
         """`(image,)` or `(image, label)`."""
         images, labels = self.tensors
         return (images[index],) if labels is None else (images[index], labels[index])
+
+
+class ImageData(Dataset[tuple[Tensor, ...]]):
+    """Images held as bytes, which become floats a batch at a time.
+
+    Args:
+        images: uint8 (N, C, H, W), C = 1 or 3.
+        labels: int64 (N,), or None.
+        classes: Number of classes, or their names; by default the largest label + 1.
+        skipped: What could not be read, as (name, reason).
+
+    Attributes:
+        stored: (images, labels or None).
+        tensors: None: the images are not there as floats.
+        shape: Shape of one item's image.
+        classes: Number of classes, or None without labels.
+        class_names: Where they are known, else None.
+        skipped: As given.
+
+    Raises:
+        TypeError, ValueError: Another dtype or shape, no items, labels that do not match.
+    """
+
+    tensors = None
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        classes: int | Sequence[str] | None = None,
+        skipped: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}")
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            raise ValueError(
+                f"images must be (N, 1 or 3, H, W) with N > 0, got shape {tuple(images.shape)}"
+            )
+        named = classes is not None and not isinstance(classes, int)
+        self.class_names = tuple(classes) if named else None  # type: ignore[arg-type]
+        count = len(classes) if named else classes  # type: ignore[arg-type]
+        self.stored = (images, labels)
+        self.shape = tuple(images.shape[1:])
+        self.classes = _count_classes(labels, count, len(images))  # type: ignore[arg-type]
+        self.skipped = tuple(skipped)
+
+    def __len__(self) -> int:
+        return len(self.stored[0])
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        """`(image,)` or `(image, label)`, float32 in [-1, 1]; for a tensor of indices, a batch."""
+        return tuple(to_float(part[index]) for part in self.stored if part is not None)
+
+
+def to_float(stored: Tensor) -> Tensor:
+    """Bytes as float32 in [-1, 1]; another tensor as it is."""
+    return stored.float().div_(127.5).sub_(1) if stored.dtype == torch.uint8 else stored
 
 
 class MapData(Dataset[tuple[Tensor, ...]]):
@@ -108,6 +159,19 @@ def _check_images(images: Tensor) -> None:
     low, high = images.aminmax()
     if images.ndim == 4 and not -1.001 <= low <= high <= 1.001:
         raise ValueError(f"images must lie in [-1, 1], got {low:.3g} to {high:.3g}")
+
+
+def _count_classes(labels: Tensor | None, classes: int | None, count: int) -> int | None:
+    """The number of classes, after checking the labels against it and the number of items."""
+    if labels is None:
+        if classes is not None:
+            raise ValueError(f"classes is {classes} but there are no labels")
+        return None
+    _check_labels(labels, count)
+    largest = int(labels.max()) + 1
+    if classes is not None and classes < largest:
+        raise ValueError(f"labels must be below classes={classes}, got {largest - 1}")
+    return classes or largest
 
 
 def _check_labels(labels: Tensor, count: int) -> None:

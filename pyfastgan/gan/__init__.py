@@ -1,5 +1,6 @@
 """Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
 
+from pyfastgan.gan.arithmetic import arithmetic, class_latents
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.objectives import (
@@ -19,6 +20,8 @@ __all__ = [
     "GANConfig",
     "Generator",
     "Objective",
+    "arithmetic",
+    "class_latents",
     "discriminator_loss",
     "generator_loss",
     "get_objective",

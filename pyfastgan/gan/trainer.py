@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from pyfastgan import data as data_sets
 from pyfastgan._names import check_choice
+from pyfastgan.data import ImageData, MapData, TensorData
 from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_objective
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 # The model's name in a run whose configuration was not chosen by the name of a preset.
 _NAME = "dcgan"
-# What the configuration of a run says about data that were handed over as an object.
-_OWN_DATA = "given in Python"
 _ROWS, _COLUMNS = 8, 10
 
 
@@ -43,8 +42,9 @@ class GANConfig(TrainConfig):
     """How to train a DCGAN; the defaults are those of Radford et al. 2015 where the paper has one.
 
     Args:
-        image_size: Pixels a side: 8, 16, 32, 64 or 128.
-        channels: Of the images, 1 for grey ones.
+        image_size: Pixels a side: 8, 16, 32, 64 or 128. By default the smallest of these, from 16
+            on, that holds the data's own images.
+        channels: Of the images, 1 for grey ones; by default as the data have.
         width: Channels of the maps of half the image size; every halving of the map doubles them.
         latent_dim: Numbers in a latent vector.
         objective: What the players minimise: minimax, non-saturating, least-squares, hinge.
@@ -54,8 +54,8 @@ class GANConfig(TrainConfig):
         betas: Of Adam, for both networks.
     """
 
-    image_size: int = 64
-    channels: int = 3
+    image_size: int | None = None
+    channels: int | None = None
     width: int = 64
     latent_dim: int = 100
     objective: str = "non-saturating"
@@ -65,11 +65,13 @@ class GANConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("image_size", self.image_size, int, at_least=1)
-        if self.image_size not in IMAGE_SIZES:
+        for name in ("image_size", "channels"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), int, at_least=1)
+        if self.image_size not in (None, *IMAGE_SIZES):
             sizes = ", ".join(map(str, IMAGE_SIZES))
             raise ValueError(f"image_size must be one of {sizes}, got {self.image_size}")
-        for name in ("channels", "width", "latent_dim", "discriminator_steps"):
+        for name in ("width", "latent_dim", "discriminator_steps"):
             check_number(name, getattr(self, name), int, at_least=1)
         get_objective(self.objective)
         check_number("learning_rate", self.learning_rate, float, at_least=0)
@@ -82,9 +84,7 @@ class GANConfig(TrainConfig):
 
 PRESETS: dict[str, GANConfig] = {
     # Networks this small draw sharper digits with a higher learning rate than the paper's.
-    "dcgan": GANConfig(
-        data="digits", image_size=16, channels=1, width=32, steps=6000, learning_rate=5e-4
-    ),
+    "dcgan": GANConfig(data="digits", width=32, steps=6000, learning_rate=5e-4),
 }
 
 
@@ -95,10 +95,10 @@ class DCGAN:
 
     def __init__(self, config: GANConfig) -> None:
         self.config = config
-        size, channels, width = config.image_size, config.channels, config.width
+        size, channels = _image_shape(config)
         self.networks: dict[str, nn.Module] = {
             "generator": _generator(config),
-            "discriminator": Discriminator(size, channels=channels, width=width),
+            "discriminator": Discriminator(size, channels=channels, width=config.width),
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(
@@ -193,9 +193,11 @@ def train(
         check_choice("preset", config, PRESETS)
         name, source = config, PRESETS[config]
     if data is not None:
-        overrides["data"] = data if isinstance(data, str) else _OWN_DATA
+        overrides["data"] = data if isinstance(data, str) else data_sets.OWN
     resolved = resolve_config(GANConfig, source, **overrides)
     dataset = _dataset(data, resolved)
+    channels, image_size = dataset.shape[0], dataset.shape[-1]
+    resolved = resolve_config(GANConfig, resolved, image_size=image_size, channels=channels)
     return fit(lambda: DCGAN(resolved), dataset, resolved, out, name=name, resume=resume)
 
 
@@ -213,28 +215,55 @@ def load(run: Run | str | Path) -> Generator:
 
 
 def _generator(config: GANConfig) -> Generator:
-    return Generator(
-        config.image_size,
-        channels=config.channels,
-        width=config.width,
-        latent_dim=config.latent_dim,
-    )
+    size, channels = _image_shape(config)
+    return Generator(size, channels=channels, width=config.width, latent_dim=config.latent_dim)
 
 
-def _dataset(data: Any, config: GANConfig) -> Dataset[Any]:
-    """The data as a data set, after checking that they are the images that the networks expect."""
+def _image_shape(config: GANConfig) -> tuple[int, int]:
+    """The size and the channels, which the networks cannot be built without."""
+    if config.image_size is None or config.channels is None:
+        raise ValueError(
+            "image_size and channels must be given where there are no data to take them from,"
+            f" got {config.image_size} and {config.channels}"
+        )
+    return config.image_size, config.channels
+
+
+def _dataset(data: Any, config: GANConfig) -> TensorData | ImageData | MapData:
+    """The data as a data set, after checking that they are images as the networks make them."""
     if data is not None and not isinstance(data, str):
         dataset = data_sets.load(data)
-    elif config.data == _OWN_DATA:
+    elif config.data == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     else:
-        # Toys have no size to choose, and are refused for their shape below.
-        options = {} if config.data in data_sets.TOYS else {"size": config.image_size}
-        dataset = data_sets.load(config.data, **options)
-    expected = (config.channels, config.image_size, config.image_size)
-    if dataset.shape != expected:
+        dataset = _named(config.data, config.image_size)
+    size, channels = config.image_size, config.channels
+    if len(dataset.shape) == 3:
+        # What the configuration leaves open is as the data have it.
+        size = dataset.shape[-1] if size is None else size
+        channels = dataset.shape[0] if channels is None else channels
+    if dataset.shape != (channels, size, size) or size not in IMAGE_SIZES:
         raise ValueError(
-            f"data must be images of shape {expected}, got items of shape {dataset.shape}; "
+            f"data must be images of shape {_wanted(config)}, got items of shape {dataset.shape}; "
             "the configuration's channels and image_size say what is expected"
         )
     return dataset
+
+
+def _named(name: str, size: int | None) -> TensorData | ImageData | MapData:
+    """The data set of that name, its images square: `size` pixels a side, or a size that suits
+    it."""
+    if name in data_sets.TOYS:
+        return data_sets.load(name)  # refused for its shape
+    if size is None:
+        dataset = data_sets.load(name)
+        own = min(dataset.shape[1:])
+        size = next((s for s in IMAGE_SIZES if s >= max(own, 16)), IMAGE_SIZES[-1])
+        if dataset.shape[1:] == (size, size):
+            return dataset
+    return data_sets.load(name, size=size)
+
+
+def _wanted(config: GANConfig) -> str:
+    sizes = "8, 16, 32, 64 or 128" if config.image_size is None else str(config.image_size)
+    return f"({config.channels or '1 or 3'}, {sizes}, {sizes})"

@@ -1,6 +1,44 @@
-"""How good samples are: Fréchet distances on named features, and a classifier of digits."""
+"""How good samples are: distances on named features, and classifiers that provide these."""
 
+from pyfastgan.metrics.classifier import ImageClassifier
 from pyfastgan.metrics.digits import DigitsClassifier, digits_classifier
+from pyfastgan.metrics.evaluate import (
+    FEATURES,
+    METRICS,
+    Evaluation,
+    evaluate,
+    extractor_for,
+    halves,
+    seen_in_training,
+)
+from pyfastgan.metrics.features import Classifier, Extractor, Pixels, extract
 from pyfastgan.metrics.frechet import FID, fid, frechet_distance
+from pyfastgan.metrics.inception import Inception
+from pyfastgan.metrics.inception_score import inception_score
+from pyfastgan.metrics.kernel import kernel_distance
+from pyfastgan.metrics.manifold import density_coverage, precision_recall
 
-__all__ = ["FID", "DigitsClassifier", "digits_classifier", "fid", "frechet_distance"]
+__all__ = [
+    "FEATURES",
+    "FID",
+    "METRICS",
+    "Classifier",
+    "DigitsClassifier",
+    "Evaluation",
+    "Extractor",
+    "ImageClassifier",
+    "Inception",
+    "Pixels",
+    "density_coverage",
+    "digits_classifier",
+    "evaluate",
+    "extract",
+    "extractor_for",
+    "fid",
+    "frechet_distance",
+    "halves",
+    "inception_score",
+    "kernel_distance",
+    "precision_recall",
+    "seen_in_training",
+]

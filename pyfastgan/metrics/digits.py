@@ -40,6 +40,11 @@ class DigitsClassifier:
         """The digit (N,), int64, that each grey image (N, 1, size, size) in [-1, 1] looks like."""
         return torch.from_numpy(self._model.predict(self._check(images).float().numpy())).long()
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """How likely each digit is, float64 (N, 10)."""
+        found = self._model.predict_proba(self._check(images).float().numpy())
+        return torch.from_numpy(found).double()
+
     def count(self, images: Tensor) -> list[int]:
         """How many of the images look like each of the digits 0 to 9."""
         return torch.bincount(self.predict(images), minlength=10).tolist()

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pyfastgan.metrics.features import check_pair, extract, extractor_name
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -27,12 +29,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     Raises `TypeError` for features that are not floating point, `ValueError` for another shape,
     fewer than two samples, different widths or values that are not finite.
     """
-    a, b = _check("features_a", features_a), _check("features_b", features_b)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"features_b must be as wide as features_a, which has {a.shape[1]} features, "
-            f"not {b.shape[1]}"
-        )
+    a, b = check_pair("features_a", features_a, "features_b", features_b)
     (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
     overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     trace = root_a.square().sum() + root_b.square().sum() - 2 * overlap
@@ -70,49 +67,12 @@ def fid(
     Raises `ValueError` for fewer than two images on a side or features that are not (n, D).
     """
     features = (
-        _extract("images_a", images_a, extractor, batch_size),
-        _extract("images_b", images_b, extractor, batch_size),
+        extract("images_a", images_a, extractor, batch_size),
+        extract("images_b", images_b, extractor, batch_size),
     )
-    name = getattr(extractor, "name", None) or getattr(extractor, "__name__", None)
     return FID(
-        frechet_distance(*features),
-        name or type(extractor).__name__,
-        (len(images_a), len(images_b)),
+        frechet_distance(*features), extractor_name(extractor), (len(images_a), len(images_b))
     )
-
-
-def _extract(
-    argument: str, images: Tensor, extractor: Callable[[Tensor], Tensor], batch_size: int
-) -> Tensor:
-    if len(images) < 2:
-        raise ValueError(f"{argument} must hold at least two images, not {len(images)}")
-    module = extractor if isinstance(extractor, nn.Module) and extractor.training else None
-    if module is not None:
-        module.eval()
-    try:
-        with torch.no_grad():
-            features = [extractor(batch) for batch in images.split(batch_size)]
-    finally:
-        if module is not None:
-            module.train()
-    if any(part.ndim != 2 for part in features):
-        raise ValueError(
-            f"extractor must give features of shape (n, D), not {tuple(features[0].shape)}"
-        )
-    return torch.cat(features)
-
-
-def _check(name: str, features: Tensor) -> Tensor:
-    if not isinstance(features, Tensor) or not features.is_floating_point():
-        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, not {kind}")
-    if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise ValueError(
-            f"{name} must be of shape (N, D) with N >= 2 and D >= 1, not {tuple(features.shape)}"
-        )
-    if not features.isfinite().all():
-        raise ValueError(f"{name} must be finite, but holds NaN or infinite values")
-    return features.detach().cpu().double()
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from pyfastgan.data.datasets import to_float
 from pyfastgan.training.rng import derive_seed
 
 # A data set held in memory is copied to the device when it is smaller than this.
@@ -83,10 +84,10 @@ def batches(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, as tuples of tensors of shape (batch, ...), without end.
 
-    A data set with `tensors` is indexed whole; of any other, the items (tuples of tensors) are
-    stacked.
+    A data set with `tensors`, or with `stored` bytes, is indexed whole; of any other, the items
+    (tuples of tensors) are stacked.
     """
-    held = getattr(dataset, "tensors", None)
+    held = getattr(dataset, "tensors", None) or getattr(dataset, "stored", None)
     if held is None:
         for index in sampler:
             items = default_collate([dataset[i] for i in index.tolist()])
@@ -98,4 +99,4 @@ def batches(
     home = tensors[0].device
     for index in sampler:
         index = index.to(home, non_blocking=True)
-        yield tuple(tensor[index].to(device, non_blocking=True) for tensor in tensors)
+        yield tuple(to_float(tensor[index].to(device, non_blocking=True)) for tensor in tensors)

@@ -60,7 +60,11 @@ def test_loading_does_not_hand_out_shared_memory() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("digit", {}, r"unknown data set 'digit'; did you mean 'digits'\? \(known: digits, check"),
+        (
+            "digit",
+            {},
+            r"unknown data set 'digit'; did you mean 'digits'\? \(known: digits, photos, f",
+        ),
         ("xyzzy", {}, r"unknown data set 'xyzzy' \(known: digits"),
         ("digits", {"siz": 16}, r"no option 'siz'; did you mean 'size'\? \(known: size, split\)"),
         ("ring8", {"size": 16}, r"'ring8' has no option 'size' \(known: count, seed\)"),

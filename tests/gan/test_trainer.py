@@ -220,12 +220,46 @@ def test_a_tensor_and_a_data_set_train_alike(tmp_path: Path) -> None:
     assert len(losses[0]) == 3
 
 
-def test_defaults_are_the_papers_and_the_preset_fits_its_data() -> None:
+def test_defaults_are_the_papers() -> None:
     config = GANConfig()
     assert (config.learning_rate, config.betas, config.latent_dim) == (2e-4, (0.5, 0.999), 100)
-    preset = PRESETS["dcgan"]
-    digits = pf.data.load(preset.data, size=preset.image_size)
-    assert digits.shape == (preset.channels, preset.image_size, preset.image_size)
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "expected"),
+    [
+        ("digits", {}, (16, 1)),
+        ("photos", {}, (32, 3)),
+        ("photos", {"image_size": 8}, (8, 3)),
+        (torch.zeros(8, 3, 8, 8), {}, (8, 3)),
+    ],
+    ids=str,
+)
+def test_the_networks_follow_the_data(tmp_path: Path, data, changes, expected) -> None:
+    changes = {"width": 2, "batch_size": 8, "steps": 1, "accelerator": "cpu", **changes}
+    run = pf.gan.train("dcgan", data=data, out=tmp_path / "run", **changes)
+    size, channels = expected
+    assert (run.config.image_size, run.config.channels) == expected
+    assert pf.gan.load(run).sample(2, seed=0).shape == (2, channels, size, size)
+
+
+def test_a_folder_is_resized_to_what_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(8):
+        Image.new("RGB", (20 + index, 30), (255, 0, 0)).save(tmp_path / "images" / f"{index}.png")
+    data = f"folder:{tmp_path / 'images'}"
+    changes = {"width": 2, "batch_size": 8, "steps": 1, "accelerator": "cpu"}
+    with pytest.raises(ValueError, match="choose one to resize them to"):
+        pf.gan.train("dcgan", data=data, out=tmp_path / "run", **changes)
+    run = pf.gan.train("dcgan", data=data, out=tmp_path / "run", image_size=32, **changes)
+    assert run.config.channels == 3
+    with pytest.raises(ValueError, match=r"shape \(1, 32, 32\), got items of shape \(3, 32, 32\)"):
+        pf.gan.train(run.config, out=tmp_path / "grey", channels=1)
+
+
+def test_networks_without_a_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="image_size and channels must be given where there are"):
+        DCGAN(PRESETS["dcgan"])
 
 
 def test_bad_configuration(tmp_path: Path) -> None:

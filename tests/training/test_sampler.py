@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from toy_system import points
 
+from pyfastgan.data import ImageData
 from pyfastgan.training.sampler import Sampler, batches
 
 
@@ -82,3 +83,16 @@ def test_data_in_memory_and_other_data_give_the_same_batches() -> None:
     for (a,), (b,) in itertools.islice(zip(one, other, strict=True), 7):
         assert a.shape == (6, 2)
         assert torch.equal(a, b)
+
+
+def test_bytes_become_floats_after_they_are_indexed() -> None:
+    images = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
+    held = ImageData(images, torch.arange(20) % 3)
+    index = next(iter(Sampler(20, 6, seed=0)))
+    batch, labels = next(batches(held, Sampler(20, 6, seed=0), torch.device("cpu")))
+    assert batch.dtype == torch.float32
+    torch.testing.assert_close(batch, images[index].double().div(127.5).sub(1).float())
+    assert torch.equal(labels, index % 3)
+    stacked = [torch.stack(part) for part in zip(*(held[int(i)] for i in index))]
+    assert torch.equal(stacked[0], batch)
+    assert torch.equal(stacked[1], labels)
