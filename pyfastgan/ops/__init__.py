@@ -6,5 +6,6 @@ the file's name.
 
 from .bias_act import bias_act
 from .random import random_normal, random_uniform, random_words
+from .reparameterize import reparameterize
 
-__all__ = ["bias_act", "random_normal", "random_uniform", "random_words"]
+__all__ = ["bias_act", "random_normal", "random_uniform", "random_words", "reparameterize"]
