@@ -5,7 +5,15 @@ the file's name.
 """
 
 from .bias_act import bias_act
+from .nearest_code import nearest_code
 from .random import random_normal, random_uniform, random_words
 from .reparameterize import reparameterize
 
-__all__ = ["bias_act", "random_normal", "random_uniform", "random_words", "reparameterize"]
+__all__ = [
+    "bias_act",
+    "nearest_code",
+    "random_normal",
+    "random_uniform",
+    "random_words",
+    "reparameterize",
+]

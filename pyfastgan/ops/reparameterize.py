@@ -331,7 +331,8 @@ register(
         kernels=(_forward, _backward),
         samples=_samples(),
         bad_calls=_bad_calls(),
-        orders=2,
+        # The second order is torch's own; with it asked for, the checks would not see the kernel.
+        orders=1,
         # 4 ulp of the noise, times a deviation of up to about 40 in the samples.
         epsilon={dtype: 16 * torch.finfo(accumulation(dtype)).eps for dtype in FLOATS},
         rows=_rows,
