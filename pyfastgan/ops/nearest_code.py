@@ -23,6 +23,7 @@ all, as it is to `torch.argmin`. Under autocast the vectors and codes are taken 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ _CHUNK = 4096
 def _search(x: Tensor, codebook: Tensor) -> Tensor:
     half_square = 0.5 * codebook.square().sum(1)
     scores = (part @ codebook.T - half_square for part in x.split(_CHUNK))
+    # A code at infinity is never near; its scores may be infinity minus infinity.
+    scores = (score.masked_fill(half_square == math.inf, -math.inf) for score in scores)
     return torch.cat([torch.argmax(score, 1) for score in scores])
 
 
