@@ -46,7 +46,7 @@ void forward(const Noise& n, const T* mean, const T* logvar, const T* noise, T* 
     using V = Pack<T>;
     using S = Scalar<V>;
     each_sample(
-        n.samples, n.elements, kl, threads,
+        n.samples, n.elements, kPart, kl, n.samples * n.elements < kSmallWork, threads,
         [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
             return Source<T, kGiven>(n, noise, first, last, begin, end);
         },
@@ -67,7 +67,7 @@ void backward(const Noise& n, const T* dz, const Scalar<Pack<T>>* dkl, const T* 
     using V = Pack<T>;
     using S = Scalar<V>;
     each_sample(
-        n.samples, n.elements, static_cast<S*>(nullptr), threads,
+        n.samples, n.elements, kPart, static_cast<S*>(nullptr), n.samples * n.elements < kSmallWork, threads,
         [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
             return Source<T, kGiven>(n, noise, first, last, begin, end);
         },

@@ -39,22 +39,24 @@ PF_FN double sum_over(int64_t n, F f) {
     return sum;
 }
 
-// f(sample, begin, end) for every part of every sample, in pieces of whole samples, or of parts of one where samples are
-// large; `before(first, last, begin, end)` runs at the start of a piece. sums[n] is the sum of what f returned for
-// sample n, in a fixed order; sums may be null.
 constexpr int64_t kPart = 4096;  // elements, a multiple of a block of noise
 constexpr int64_t kSmallWork = 8192;  // elements below which a second thread costs more than it gives
+
+// f(state, sample, begin, end) for every part of every sample, in pieces of whole samples, or of `size` elements of one
+// where samples are larger; `state` is what before(first, last, begin, end) returns at the start of a piece. sums[n] is
+// the sum of what f returned for sample n, in a fixed order; sums may be null.
 template <class S, class Before, class F>
-void each_sample(int64_t samples, int64_t elements, S* sums, int threads, Before before, F f) {
+void each_sample(int64_t samples, int64_t elements, int64_t size, S* sums, bool small, int threads, Before before,
+                 F f) {
     if (samples <= 0) return;
-    const int64_t parts = elements > kPart ? (elements + kPart - 1) / kPart : 1;
-    const int64_t group = parts > 1 ? 1 : kPart / (elements > 0 ? elements : kPart);  // samples of a piece
+    const int64_t parts = elements > size ? (elements + size - 1) / size : 1;
+    const int64_t group = parts > 1 ? 1 : size / (elements > 0 ? elements : size);  // samples of a piece
     const int64_t pieces = parts > 1 ? samples * parts : (samples + group - 1) / group;
     const std::unique_ptr<double[]> partial(new double[samples * parts]);
-    parallel_for(pieces, threads, samples * elements < kSmallWork, [&](int64_t piece) {
+    parallel_for(pieces, threads, small, [&](int64_t piece) {
         const int64_t first = parts > 1 ? piece / parts : piece * group, part = parts > 1 ? piece % parts : 0;
         const int64_t last = parts > 1 ? first + 1 : (first + group < samples ? first + group : samples);
-        const int64_t begin = part * kPart, end = begin + kPart < elements ? begin + kPart : elements;
+        const int64_t begin = part * size, end = begin + size < elements ? begin + size : elements;
         auto state = before(first, last, begin, end);
         for (int64_t n = first; n < last; ++n) partial[n * parts + part] = f(state, n, begin, end);
     });

@@ -5,15 +5,21 @@ the file's name.
 """
 
 from .bias_act import bias_act
+from .discretized_mix_logistic import (
+    discretized_mix_logistic,
+    sample_discretized_mix_logistic,
+)
 from .nearest_code import nearest_code
 from .random import random_normal, random_uniform, random_words
 from .reparameterize import reparameterize
 
 __all__ = [
     "bias_act",
+    "discretized_mix_logistic",
     "nearest_code",
     "random_normal",
     "random_uniform",
     "random_words",
     "reparameterize",
+    "sample_discretized_mix_logistic",
 ]
