@@ -83,9 +83,12 @@ def _standardised(
     return (value - means) * inverse, _HALF_BIN * inverse, inverse
 
 
-def _log_masses(value: Tensor, middle: Tensor, half: Tensor) -> Tensor:
+def _log_masses(value: Tensor, middle: Tensor, half: Tensor, log_scales: Tensor) -> Tensor:
     below, above = F.logsigmoid(middle + half), F.logsigmoid(half - middle)
-    inner = below + above + torch.log(-torch.expm1(-2 * half))
+    # ln(1 - exp(-2 half)), where half may be too small for its type and ln(2 half) is not.
+    double = 2 * half.clamp(min=torch.finfo(half.dtype).tiny)
+    factor = torch.log(-torch.expm1(-double) / double)
+    inner = below + above + math.log(2 * _HALF_BIN) - log_scales + factor
     return torch.where(value < -0.999, below, torch.where(value > 0.999, above, inner))
 
 
@@ -95,7 +98,7 @@ def _sums_formula(x: Tensor, params: Tensor) -> Tensor:
     value, params = x.to(dtype)[:, :, None], params.to(dtype)
     logits, means, log_scales, c = _split(params, x.size(1))
     middle, half, _ = _standardised(value, means, log_scales, c)
-    mass = _log_masses(value, middle, half).sum(1)
+    mass = _log_masses(value, middle, half, log_scales).sum(1)
     return torch.stack((logits.logsumexp(1), (logits + mass).logsumexp(1)), 1)
 
 
@@ -124,9 +127,10 @@ def _backward_reference(
     low, high = value < -0.999, value > 0.999
     above = torch.sigmoid(-middle - half).masked_fill(high, 0)
     below = torch.sigmoid(middle - half).masked_fill(low, 0)
-    width = (2 * half / torch.expm1(2 * half)).masked_fill(low | high, 0)
+    double = 2 * half.clamp(min=torch.finfo(dtype).tiny)
+    width = (double / torch.expm1(double)).masked_fill(low | high, 0)
     g = dnll.reshape(-1, *[1] * (logits.dim() - 1))
-    mass = _log_masses(value, middle, half).sum(1)
+    mass = _log_masses(value, middle, half, log_scales).sum(1)
     posterior = g * torch.exp(logits + mass - sums[:, 1:])
     prior = g * torch.exp(logits - sums[:, :1])
     of_mass = -posterior[:, None]

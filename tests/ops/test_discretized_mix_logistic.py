@@ -1,4 +1,4 @@
-"""The mixture of discretised logistics: it sums to one, is the paper's formula, stays finite, and is what is sampled."""
+"""The mixture of discretised logistics: it sums to one, is the paper's formula, stays finite, and is what is drawn."""
 
 import math
 
@@ -75,6 +75,7 @@ def test_against_the_paper_s_formula(backend):
         near[:, [1, 4, 7]] = x[:, :, None]
         near[:, [3, 6, 9]] = 0
         near = near.flatten(1)
+        x, near = x[..., None], near[..., None]
         torch.testing.assert_close(pf.ops.discretized_mix_logistic(x, near), _published(x, near))
 
 
