@@ -1,8 +1,8 @@
 // The negative log-likelihood of images under a mixture of discretised logistics, and its backward: one pass over the
 // parameters each, a vector of pixels at a time.
 //
-// Floor, P parameters a pixel (10 M for three channels): 4 P bytes read forward, 8 P backward. About 90 vector operations
-// for each channel of each component, so arithmetic comes first.
+// Floor, P parameters a pixel (10 M for three channels): 4 P bytes read forward, 8 P backward. About 90 vector
+// operations for each channel of each component, so arithmetic comes first.
 #include "samples.h"
 
 #include "../export.h"

@@ -1,8 +1,8 @@
 // The nearest of K codes for each of N vectors, without an N x K matrix, and sums of the vectors of each code.
 //
 // |x - e|^2 is least where x.e - |e|^2 / 2 is greatest: a matrix product whose tile of scores never leaves the
-// registers. The codes are packed so that a step over a dimension reads kWide whole vectors; a tile's vectors are copied
-// in chunks whose rows lie at fixed offsets.
+// registers. The codes are packed so that a step over a dimension reads kWide whole vectors; a tile's vectors are
+// copied in chunks whose rows lie at fixed offsets.
 //
 // Floor: 2 N K D operations at the rate of a matrix product; comparing the scores adds 6 to every 2 D operations.
 #include <limits>

@@ -134,8 +134,8 @@ struct Maker<K, double> {
     }
 };
 
-// The noise of the (sample, block) pairs from `begin` to `end`, pairs counted sample by sample; `out` is where the first
-// element of the first pair stands.
+// The noise of the (sample, block) pairs from `begin` to `end`, pairs counted sample by sample; `out` is where the
+// first element of the first pair stands.
 template <class M>
 void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* out) {
     using T = typename M::Out;

@@ -91,8 +91,8 @@ void backward(const Noise& n, const T* dz, const Scalar<Pack<T>>* dkl, const T* 
 
 Noise noise_of(int64_t samples, int64_t elements, const int64_t* seeds, int per_sample, int64_t stream,
                int64_t sample_offset) {
-    return {samples, elements, seeds, per_sample != 0, static_cast<uint32_t>(stream),
-            static_cast<uint32_t>(sample_offset)};
+    return {
+        samples, elements, seeds, per_sample != 0, static_cast<uint32_t>(stream), static_cast<uint32_t>(sample_offset)};
 }
 
 }  // namespace

@@ -49,8 +49,8 @@ template <class V>
 PF_FN V bin_slope(V h, V decay) {
     const V u = h * h;
     const V series = 1.0f - h +
-                     u * polynomial(u, 3.3333333e-01f, -2.2222222e-02f, 2.1164021e-03f, -2.1164021e-04f,
-                                    2.1377799e-05f, -2.1644043e-06f);
+                     u * polynomial(u, 3.3333333e-01f, -2.2222222e-02f, 2.1164021e-03f, -2.1164021e-04f, 2.1377799e-05f,
+                                    -2.1644043e-06f);
     return select(h < 0.62f, series, 2.0f * h * decay / (1.0f - decay));
 }
 
@@ -95,8 +95,8 @@ PF_FN Bin<V> logistic_bin(V centered, V log_scale, M low, M high) {
     return bin;
 }
 
-// One component of the mixture over the C channels of a pixel, 1 or 3. The means of the second and the third channel are
-// shifted by coefficients times the channels before them.
+// One component of the mixture over the C channels of a pixel, 1 or 3. The means of the second and the third channel
+// are shifted by coefficients times the channels before them.
 template <class V, int C>
 struct Component {
     V logit, mean[C], log_scale[C], coefficient[C];  // as the parameters are, before tanh and before the bound

@@ -18,14 +18,14 @@ class Quantized(NamedTuple):
     """What a `VectorQuantizer` returns.
 
     quantized   of x's shape and dtype: the codes, with a gradient to x
-    index       (N, ...) int64, x's shape without its dimension 1
+    indices     (N, ...) int64, x's shape without its dimension 1
     loss        scalar: commitment, and the codebook's own loss where it is learned by one
     perplexity  scalar: exp of the entropy of the codes' frequencies in this batch, over all ranks
     usage       scalar: the share of the codes that this batch uses, over all ranks
     """
 
     quantized: Tensor
-    index: Tensor
+    indices: Tensor
     loss: Tensor
     perplexity: Tensor
     usage: Tensor

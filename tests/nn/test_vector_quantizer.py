@@ -85,7 +85,7 @@ def test_the_codebook_by_its_loss():
     x = torch.randn(7, 3, 2, 2, requires_grad=True)
     result = quantizer(x)
     rows = x.movedim(1, -1).reshape(-1, 3)
-    code = quantizer.codebook[result.index.flatten()]
+    code = quantizer.codebook[result.indices.flatten()]
     expected = (rows.detach() - code).square().mean() + 0.25 * (
         rows - code.detach()
     ).square().mean()
@@ -95,7 +95,7 @@ def test_the_codebook_by_its_loss():
         torch.autograd.grad(result.loss, inputs), torch.autograd.grad(expected, inputs)
     ):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(result.quantized, quantizer.lookup(result.index))
+    torch.testing.assert_close(result.quantized, quantizer.lookup(result.indices))
     assert quantizer.counts.sum() != 5
 
 
