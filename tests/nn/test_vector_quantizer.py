@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from vector_quantize_pytorch import VectorQuantize
 
 from pyfastgan.nn import VectorQuantizer
@@ -143,6 +144,28 @@ def test_the_codebook_does_not_depend_on_threads():
         states.append(quantizer.codebook)
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("codebook", ["ema", "loss"])
+def test_nothing_has_a_number_for_each_vector_and_code(codebook):
+    quantizer = VectorQuantizer(300, 4, codebook=codebook, restart_below=0.5)
+    x = torch.randn(500, 4, requires_grad=True)
+    with Largest() as largest:
+        quantizer(x).loss.backward()
+    assert largest.elements <= 500 * 5
 
 
 def test_half_types():
