@@ -4,5 +4,14 @@ they replace."""
 from .bias_act import BiasAct
 from .blocks import ConvBlock, ConvTransposeBlock, FusedSequential
 from .norm_act import NormAct
+from .vector_quantizer import Quantized, VectorQuantizer
 
-__all__ = ["BiasAct", "ConvBlock", "ConvTransposeBlock", "FusedSequential", "NormAct"]
+__all__ = [
+    "BiasAct",
+    "ConvBlock",
+    "ConvTransposeBlock",
+    "FusedSequential",
+    "NormAct",
+    "Quantized",
+    "VectorQuantizer",
+]
