@@ -119,21 +119,26 @@ PF_FN V odds(V a, V b, std::index_sequence<I...>) {
 template <class V>
 using Lanes = std::make_index_sequence<sizeof(V) / sizeof(Scalar<V>)>;
 
-// A square of vectors: merging the first half with the second half log2(n) times transposes it.
+// A square of n vectors: merging its first half with its second one log2(n) times transposes it.
 template <class V>
-PF_FN void transpose(V* r) {
+PF_FN void merge_halves(V* r) {
     constexpr int n = static_cast<int>(Lanes<V>::size());
     V t[n];
-#pragma GCC unroll 4
-    for (int round = 1; round < n; round *= 2) {
 #pragma GCC unroll 16
-        for (int i = 0; i < n / 2; ++i) {
-            t[2 * i] = merge_low(r[i], r[i + n / 2], Lanes<V>{});
-            t[2 * i + 1] = merge_high(r[i], r[i + n / 2], Lanes<V>{});
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < n; ++i) r[i] = t[i];
+    for (int i = 0; i < n / 2; ++i) {
+        t[2 * i] = merge_low(r[i], r[i + n / 2], Lanes<V>{});
+        t[2 * i + 1] = merge_high(r[i], r[i + n / 2], Lanes<V>{});
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) r[i] = t[i];
+}
+template <class V>
+PF_FN void transpose(V* r) {
+    constexpr std::size_t n = Lanes<V>::size();
+    merge_halves(r);
+    if constexpr (n > 2) merge_halves(r);
+    if constexpr (n > 4) merge_halves(r);
+    if constexpr (n > 8) merge_halves(r);
 }
 
 // A sample's image to its phases. `row` holds zeros before p and from p + w on.
@@ -203,11 +208,11 @@ void pack_features(const Geometry& g, const T* feature, S* planes) {
         return;
     }
     for (int64_t y = 0; y < g.fh; ++y)
-        for (int64_t k = 0; k < g.k; k += kStep) {
-            const int64_t channels = g.k - k < kStep ? g.k - k : kStep;
-            for (int64_t x = 0; x < g.fw; x += kStep) {
+        for (int64_t x = 0; x < g.fw; x += kStep) {
+            const int64_t columns = g.fw - x < kStep ? g.fw - x : kStep;
+            for (int64_t k = 0; k < g.k; k += kStep) {
+                const int64_t channels = g.k - k < kStep ? g.k - k : kStep;
                 const T* const from = feature + y * g.feature[2] + x * g.feature[3] + k;
-                const int64_t columns = g.fw - x < kStep ? g.fw - x : kStep;
                 V r[kStep];
                 if (columns == kStep && channels == kStep) {
 #pragma GCC unroll 16
@@ -218,7 +223,13 @@ void pack_features(const Geometry& g, const T* feature, S* planes) {
                 }
                 transpose(r);
                 // Zeros past the row's end are overwritten by the next row, or belong there.
-                for (int64_t i = 0; i < channels; ++i) store(planes + (k + i) * plane + start + y * pitch + x, r[i]);
+                S* const to = planes + k * plane + start + y * pitch + x;
+                if (channels == kStep) {
+#pragma GCC unroll 16
+                    for (int i = 0; i < kStep; ++i) store(to + i * plane, r[i]);
+                } else {
+                    for (int64_t i = 0; i < channels; ++i) store(to + i * plane, r[i]);
+                }
             }
         }
 }
@@ -241,15 +252,20 @@ void unpack_features(const Geometry& g, const S* planes, int64_t plane, T* featu
             for (int64_t k = 0; k < g.k; k += kStep) {
                 const int64_t channels = g.k - k < kStep ? g.k - k : kStep;
                 V r[kStep];
-                for (int64_t i = 0; i < kStep; ++i)
-                    r[i] = i < channels ? load<V>(planes + (k + i) * plane + y * pitch + x) : V{};
+                const S* const from = planes + k * plane + y * pitch + x;
+                if (channels == kStep) {
+#pragma GCC unroll 16
+                    for (int i = 0; i < kStep; ++i) r[i] = load<V>(from + i * plane);
+                } else {
+                    for (int i = 0; i < kStep; ++i) r[i] = i < channels ? load<V>(from + i * plane) : V{};
+                }
                 transpose(r);
                 T* const to = feature + y * g.feature[2] + x * g.feature[3] + k;
-                for (int64_t i = 0; i < columns; ++i) {
-                    if (channels == kStep)
-                        Storage<T>::write(to + i * g.feature[3], r[i]);
-                    else
-                        write_part(to + i * g.feature[3], r[i], channels);
+                if (columns == kStep && channels == kStep) {
+#pragma GCC unroll 16
+                    for (int i = 0; i < kStep; ++i) Storage<T>::write(to + i * g.feature[3], r[i]);
+                } else {
+                    for (int64_t i = 0; i < columns; ++i) write_part(to + i * g.feature[3], r[i], channels);
                 }
             }
         }
