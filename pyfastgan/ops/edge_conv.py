@@ -488,8 +488,8 @@ def _samples(transposed: bool) -> tuple[Sample, ...]:
         return (
             # One channel, and a second vector in a row, over several pieces of work.
             sample("k3 s1 p1", (17, 1, 3, 38), (17, 1, 3, 3), stride=1, padding=1),
-            # A kernel that is not square; a row and a column that no input reaches.
-            sample("channels last", (2, 2, 9, 7), (9, 2, 4, 2), stride=2, padding=0, last=True),
+            # A kernel that is not square, and nothing cut.
+            sample("channels last", (2, 2, 10, 8), (9, 2, 4, 2), stride=2, padding=0, last=True),
             sample("no samples", (0, 3, 4, 4), (8, 3, 4, 4), stride=2, padding=1),
         )
     return (
