@@ -253,6 +253,7 @@ _weight = Kernel(
     fake=_weight_fake,
     cpu=_weight_cpu,
 )
+KERNELS = (_conv, _transpose, _weight)
 
 
 def _is_last(x: Tensor) -> bool:
@@ -630,7 +631,7 @@ register(
         name="edge_conv",
         function=edge_conv,
         reference=edge_conv_reference,
-        kernels=(_conv, _transpose, _weight),
+        kernels=KERNELS,
         samples=_samples(transposed=False),
         bad_calls=_bad_calls(transposed=False),
         orders=2,
@@ -643,7 +644,7 @@ register(
         name="edge_conv_transpose",
         function=edge_conv_transpose,
         reference=edge_conv_transpose_reference,
-        kernels=(_transpose, _conv, _weight),
+        kernels=KERNELS,
         samples=_samples(transposed=True),
         bad_calls=_bad_calls(transposed=True),
         orders=2,
