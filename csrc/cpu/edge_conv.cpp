@@ -4,6 +4,10 @@
 //   edge_conv_transpose   its adjoint in the image: features to an image, a transposed convolution
 //   edge_conv_weight      its adjoint in the weight
 //
+// edge_conv adds a bias and takes a leaky ReLU of the sum (slope 0: a ReLU, slope 1: nothing). The others take the
+// backward pass of that on the way in: features whose `gate`, the output of the forward pass, is not positive are
+// multiplied by the slope.
+//
 // Floor, each of the three: 2 n k fh fw c kh kw operations over the rate of a matrix product; one pass over the image
 // and one over the features.
 //
@@ -89,6 +93,24 @@ void read_row(const T* from, int64_t stride, int64_t count, S* to) {
     if (stride == 1)
         for (; x + kStep <= count; x += kStep) store(to + x, Storage<T>::read(from + x));
     for (; x < count; ++x) to[x] = to_scalar(from[x * stride]);
+}
+
+// The gradient behind a leaky ReLU with output `gate`.
+template <class V>
+PF_FN V gated(V x, V gate, Scalar<V> slope) {
+    return select(gate > 0, x, x * slope);
+}
+template <class T, class S = S_of<T>>
+void read_gated_row(const T* from, const T* gate, S slope, int64_t stride, int64_t count, S* to) {
+    constexpr int kStep = lanes<T>();
+    int64_t x = 0;
+    if (stride == 1)
+        for (; x + kStep <= count; x += kStep)
+            store(to + x, gated(Storage<T>::read(from + x), Storage<T>::read(gate + x), slope));
+    for (; x < count; ++x) {
+        const S value = to_scalar(from[x * stride]);
+        to[x] = to_scalar(gate[x * stride]) > 0 ? value : value * slope;
+    }
 }
 
 template <class T, class S = S_of<T>>
@@ -196,15 +218,20 @@ void unpack_image(const Geometry& g, const S* phases, T* image, S* row) {
 
 // A sample's features to planes with a zero border; what lies between them stays zero.
 template <class T, class S = S_of<T>>
-void pack_features(const Geometry& g, const T* feature, S* planes) {
+void pack_features(const Geometry& g, const T* feature, const T* gate, S slope, S* planes) {
     using V = Pack<T>;
     constexpr int kStep = lanes<T>();
     const int64_t plane = g.feature_plane(), start = g.feature_start(), pitch = g.pitch();
     if (g.feature[1] != 1 || g.k == 1) {
         for (int64_t k = 0; k < g.k; ++k)
-            for (int64_t y = 0; y < g.fh; ++y)
-                read_row(feature + k * g.feature[1] + y * g.feature[2], g.feature[3], g.fw,
-                         planes + k * plane + start + y * pitch);
+            for (int64_t y = 0; y < g.fh; ++y) {
+                const int64_t from = k * g.feature[1] + y * g.feature[2];
+                S* const to = planes + k * plane + start + y * pitch;
+                if (gate)
+                    read_gated_row(feature + from, gate + from, slope, g.feature[3], g.fw, to);
+                else
+                    read_row(feature + from, g.feature[3], g.fw, to);
+            }
         return;
     }
     for (int64_t y = 0; y < g.fh; ++y)
@@ -212,14 +239,22 @@ void pack_features(const Geometry& g, const T* feature, S* planes) {
             const int64_t columns = g.fw - x < kStep ? g.fw - x : kStep;
             for (int64_t k = 0; k < g.k; k += kStep) {
                 const int64_t channels = g.k - k < kStep ? g.k - k : kStep;
-                const T* const from = feature + y * g.feature[2] + x * g.feature[3] + k;
+                const int64_t at = y * g.feature[2] + x * g.feature[3] + k;
                 V r[kStep];
                 if (columns == kStep && channels == kStep) {
 #pragma GCC unroll 16
-                    for (int i = 0; i < kStep; ++i) r[i] = Storage<T>::read(from + i * g.feature[3]);
+                    for (int i = 0; i < kStep; ++i) r[i] = Storage<T>::read(feature + at + i * g.feature[3]);
+                    if (gate) {
+#pragma GCC unroll 16
+                        for (int i = 0; i < kStep; ++i)
+                            r[i] = gated(r[i], Storage<T>::read(gate + at + i * g.feature[3]), slope);
+                    }
                 } else {
-                    for (int i = 0; i < kStep; ++i)
-                        r[i] = i < columns ? read_part(from + i * g.feature[3], channels) : V{};
+                    for (int i = 0; i < kStep; ++i) {
+                        r[i] = i < columns ? read_part(feature + at + i * g.feature[3], channels) : V{};
+                        if (gate && i < columns)
+                            r[i] = gated(r[i], read_part(gate + at + i * g.feature[3], channels), slope);
+                    }
                 }
                 transpose(r);
                 // Zeros past the row's end are overwritten by the next row, or belong there.
@@ -271,10 +306,11 @@ void unpack_features(const Geometry& g, const S* planes, int64_t plane, T* featu
         }
 }
 
-// out[m][x] = sum over t of weight[t][m] * in[offset[t] + x], for whole tiles of positions that cover [0, count).
+// out[m][x] = leaky ReLU of bias[m] + the sum over t of weight[t][m] * in[offset[t] + x], for whole tiles of positions
+// that cover [0, count).
 template <int M, class S>
-void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S* weight, S* out, int64_t plane,
-                     int64_t count) {
+void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S* weight, const S* bias, S slope,
+                     S* out, int64_t plane, int64_t count) {
     using V = std::conditional_t<std::is_same_v<S, float>, vfloat, vdouble>;
     constexpr int kStep = static_cast<int>(Lanes<V>::size()), kVectors = vectors_of(M);
     for (int64_t x = 0; x < count; x += kVectors * kStep) {
@@ -282,7 +318,7 @@ void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S
 #pragma GCC unroll 32
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) sums[m][v] = V{};
+            for (int v = 0; v < kVectors; ++v) sums[m][v] = V{} + bias[m];
         const S* w = weight;
         for (int64_t t = 0; t < terms; ++t, w += M) {
             const S* const from = in + offsets[t] + x;
@@ -296,6 +332,14 @@ void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S
                 for (int v = 0; v < kVectors; ++v) sums[m][v] += factor * at[v];
             }
         }
+        if (slope != 1) {
+            // -inf times 0 is not what a ReLU gives.
+#pragma GCC unroll 32
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
+                    sums[m][v] = select(sums[m][v] <= 0, slope == 0 ? V{} : sums[m][v] * slope, sums[m][v]);
+        }
 #pragma GCC unroll 32
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
@@ -304,7 +348,7 @@ void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S
 }
 
 template <class S>
-using Product = void (*)(const S*, const int64_t*, int64_t, const S*, S*, int64_t, int64_t);
+using Product = void (*)(const S*, const int64_t*, int64_t, const S*, const S*, S, S*, int64_t, int64_t);
 
 // Null where there is none for so many outputs.
 template <class S>
@@ -335,12 +379,14 @@ int64_t weight_index(const Geometry& g, int64_t k, int64_t phase, int64_t j) {
 }
 
 template <class T, class S = S_of<T>>
-void forward(const Geometry& g, const T* image, const T* weight, T* feature, int threads) {
+void forward(const Geometry& g, const T* image, const T* weight, const T* bias, S slope, T* feature, int threads) {
     const int64_t terms = g.phases() * g.shifts(), tiles = (g.k + kFeatureTile - 1) / kFeatureTile;
     const int64_t count = (g.fh - 1) * g.pitch() + g.fw, plane = g.plane(count);
     constexpr int64_t kTile = vectors_of(kFeatureTile) * lanes<T>();
     std::vector<int64_t> offsets(terms);
     std::vector<S> weights(tiles * terms * kFeatureTile);  // [tile][term][feature of the tile]
+    std::vector<S> biases(tiles * kFeatureTile);
+    for (int64_t k = 0; bias && k < g.k; ++k) biases[k] = to_scalar(bias[k]);
     for (int64_t t = 0; t < terms; ++t) {
         const int64_t phase = t / g.shifts(), j = t % g.shifts();
         offsets[t] = phase * g.phase_plane() + g.shift(j);
@@ -357,6 +403,7 @@ void forward(const Geometry& g, const T* image, const T* weight, T* feature, int
                 for (int64_t tile = 0; tile < tiles; ++tile)
                     shifted_product<kFeatureTile>(phases.get() + x, offsets.data(), terms,
                                                   weights.data() + tile * terms * kFeatureTile,
+                                                  biases.data() + tile * kFeatureTile, slope,
                                                   planes.get() + tile * kFeatureTile * plane + x, plane, 1);
             unpack_features(g, planes.get(), plane, feature + n * g.feature[0]);
         }
@@ -364,12 +411,13 @@ void forward(const Geometry& g, const T* image, const T* weight, T* feature, int
 }
 
 template <class T, class S = S_of<T>>
-const char* transposed(const Geometry& g, const T* feature, const T* weight, T* image, int threads) {
+const char* transposed(const Geometry& g, const T* feature, const T* gate, S slope, const T* weight, T* image,
+                       int threads) {
     const int64_t terms = g.k * g.shifts(), outputs = g.phases();
     const Product<S> product = product_of<S>(outputs);
     if (!product) return "so many channels and so large a stride have no kernel";
     std::vector<int64_t> offsets(terms);
-    std::vector<S> weights(terms * outputs);  // [term][phase]
+    std::vector<S> weights(terms * outputs), none(outputs);  // [term][phase]
     for (int64_t t = 0; t < terms; ++t) {
         const int64_t k = t / g.shifts(), j = t % g.shifts();
         offsets[t] = k * g.feature_plane() + g.feature_start() - g.shift(j);
@@ -379,8 +427,9 @@ const char* transposed(const Geometry& g, const T* feature, const T* weight, T* 
         Scratch<S> planes(g.k * g.feature_plane()), row(g.s * g.pitch() + g.p + g.w + 2 * kSlack);
         Scratch<S> phases(outputs * g.phase_plane());
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
-            pack_features(g, feature + n * g.feature[0], planes.get());
-            product(planes.get(), offsets.data(), terms, weights.data(), phases.get(), g.phase_plane(),
+            const int64_t at = n * g.feature[0];
+            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes.get());
+            product(planes.get(), offsets.data(), terms, weights.data(), none.data(), 1, phases.get(), g.phase_plane(),
                     g.rows() * g.pitch());
             unpack_image(g, phases.get(), image + n * g.image[0], row.get());
         }
@@ -414,21 +463,37 @@ PF_FN void weight_tile(const S* rows, int64_t plane, const S* const* columns, in
         for (int c = 0; c < kWeightColumns; ++c) sums[r * kWeightColumns + c] = total[r][c];
 }
 
+// Of [0, count) and what follows in the last vector, which is zero.
+template <class V, class S = Scalar<V>>
+PF_FN double plane_sum(const S* plane, int64_t count) {
+    constexpr int kStep = static_cast<int>(Lanes<V>::size());
+    V total{};
+    for (int64_t x = 0; x < count; x += kStep) total += load<V>(plane + x);
+    double sum = 0;
+    for (int lane = 0; lane < kStep; ++lane) sum += total[lane];
+    return sum;
+}
+
 template <class T, class S = S_of<T>>
-void weight_gradient(const Geometry& g, const T* image, const T* feature, T* gradient, int threads) {
+void weight_gradient(const Geometry& g, const T* image, const T* feature, const T* gate, S slope, T* gradient,
+                     T* bias_gradient, int threads) {
     using V = Pack<T>;
     constexpr int64_t kTile = kWeightRows * kWeightColumns;
     const int64_t columns = g.phases() * g.shifts(), count = (g.fh - 1) * g.pitch() + g.fw;
     const int64_t across = (columns + kWeightColumns - 1) / kWeightColumns;
     const int64_t down = (g.k + kWeightRows - 1) / kWeightRows;
-    std::vector<double> partial(g.pieces() * g.k * columns);
+    std::vector<double> partial(g.pieces() * g.k * columns), bias_partial(g.pieces() * g.k);
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
         Scratch<S> phases(g.phases() * g.phase_plane()), row(g.s * g.pitch() + g.p + g.w + kSlack);
         Scratch<S> planes(down * kWeightRows * g.feature_plane());
         Scratch<V> sums(down * across * kTile);
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
             pack_image(g, image + n * g.image[0], phases.get(), row.get());
-            pack_features(g, feature + n * g.feature[0], planes.get());
+            const int64_t at = n * g.feature[0];
+            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes.get());
+            for (int64_t k = 0; bias_gradient && k < g.k; ++k)
+                bias_partial[piece * g.k + k] +=
+                    plane_sum<V>(planes.get() + k * g.feature_plane() + g.feature_start(), count);
             for (int64_t i = 0; i < down; ++i)
                 for (int64_t j = 0; j < across; ++j) {
                     const S* shifted[kWeightColumns];
@@ -450,6 +515,11 @@ void weight_gradient(const Geometry& g, const T* image, const T* feature, T* gra
                 partial[(piece * g.k + k) * columns + t] = sum;
             }
     });
+    for (int64_t k = 0; bias_gradient && k < g.k; ++k) {
+        double sum = 0;
+        for (int64_t piece = 0; piece < g.pieces(); ++piece) sum += bias_partial[piece * g.k + k];
+        bias_gradient[k] = from_scalar<T>(static_cast<S>(sum));
+    }
     for (int64_t k = 0; k < g.k; ++k)
         for (int64_t t = 0; t < columns; ++t) {
             double sum = 0;
@@ -469,32 +539,38 @@ void weight_gradient(const Geometry& g, const T* image, const T* feature, T* gra
         n, c, h, w, k, fh, fw, kh, kw, s, p, {i0, i1, i2, i3}, { f0, f1, f2, f3 } \
     }
 
-static const char* edge_conv(const void* image, const void* weight, void* feature, int type, int threads, PF_GEOMETRY) {
+// bias may be null.
+static const char* edge_conv(const void* image, const void* weight, const void* bias, void* feature, double slope,
+                             int type, int threads, PF_GEOMETRY) {
     return with_type(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        forward<T>(PF_GIVEN, static_cast<const T*>(image), static_cast<const T*>(weight), static_cast<T*>(feature),
-                   threads);
+        forward<T>(PF_GIVEN, static_cast<const T*>(image), static_cast<const T*>(weight), static_cast<const T*>(bias),
+                   static_cast<S_of<T>>(slope), static_cast<T*>(feature), threads);
         return nullptr;
     });
 }
 PF_EXPORT(edge_conv);
 
-static const char* edge_conv_transpose(const void* feature, const void* weight, void* image, int type, int threads,
-                                       PF_GEOMETRY) {
+// gate, which lies in memory as feature does, may be null.
+static const char* edge_conv_transpose(const void* feature, const void* gate, const void* weight, void* image,
+                                       double slope, int type, int threads, PF_GEOMETRY) {
     return with_type(type, [&](auto element) -> const char* {
         using T = decltype(element);
-        return transposed<T>(PF_GIVEN, static_cast<const T*>(feature), static_cast<const T*>(weight),
-                             static_cast<T*>(image), threads);
+        return transposed<T>(PF_GIVEN, static_cast<const T*>(feature), static_cast<const T*>(gate),
+                             static_cast<S_of<T>>(slope), static_cast<const T*>(weight), static_cast<T*>(image),
+                             threads);
     });
 }
 PF_EXPORT(edge_conv_transpose);
 
-static const char* edge_conv_weight(const void* image, const void* feature, void* gradient, int type, int threads,
-                                    PF_GEOMETRY) {
+// gate and bias_gradient may be null.
+static const char* edge_conv_weight(const void* image, const void* feature, const void* gate, void* gradient,
+                                    void* bias_gradient, double slope, int type, int threads, PF_GEOMETRY) {
     return with_type(type, [&](auto element) -> const char* {
         using T = decltype(element);
         weight_gradient<T>(PF_GIVEN, static_cast<const T*>(image), static_cast<const T*>(feature),
-                           static_cast<T*>(gradient), threads);
+                           static_cast<const T*>(gate), static_cast<S_of<T>>(slope), static_cast<T*>(gradient),
+                           static_cast<T*>(bias_gradient), threads);
         return nullptr;
     });
 }

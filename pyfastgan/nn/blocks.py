@@ -2,7 +2,7 @@
 
 A block holds torch's own convolution and norm as its children "0" and "1", so that its state is
 that of `nn.Sequential(convolution, norm, activation)`, and computes the three at once: the
-convolution as `pyfastgan.ops.edge_conv` or `edge_conv_transpose`, the rest as `norm_act` or
+convolution as `pyfastgan.ops.edge_conv` or `conv_transpose_act`, the rest as `norm_act` or
 `bias_act`. Where no gradient is needed, evaluation folds a batch norm into the convolution.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan._names import check_choice
-from pyfastgan.ops import edge_conv, edge_conv_transpose
+from pyfastgan.ops import conv_transpose_act, edge_conv
 from pyfastgan.ops.bias_act import ACTIVATIONS
 from pyfastgan.ops.conv_transpose_act import convolve_act
 from pyfastgan.ops.norm_act import NORMS
@@ -78,8 +78,8 @@ class _Block(nn.Module):
         """How many layers of an `nn.Sequential` this block stands for."""
         return 1 + (self.norm is not None) + (self.act != "linear")
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution with this weight, without its bias."""
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
+        """act(conv(x, weight) + bias)."""
         raise NotImplementedError
 
     def _norm_settings(self) -> dict[str, Any] | None:
@@ -170,9 +170,17 @@ class ConvBlock(_Block):
         )
         super().__init__(conv, norm, groups, act, slope)
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
         conv = self.conv
-        return edge_conv(x, weight, stride=conv.stride[0], padding=conv.padding[0])
+        return edge_conv(
+            x,
+            weight,
+            bias,
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+            act=act,
+            slope=self.slope,
+        )
 
 
 class ConvTransposeBlock(_Block):
@@ -228,14 +236,17 @@ class ConvTransposeBlock(_Block):
         )
         super().__init__(conv, norm, groups, act, slope)
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
         conv = self.conv
-        return edge_conv_transpose(
+        return conv_transpose_act(
             x,
             weight,
+            bias,
             stride=conv.stride[0],
             padding=conv.padding[0],
             output_padding=conv.output_padding[0],
+            act=act,
+            slope=self.slope,
         )
 
 

@@ -61,7 +61,7 @@ def conv_transpose_act_reference(
 
 
 def convolve_act(
-    convolve: Callable[[Tensor, Tensor], Tensor],
+    convolve: Callable[[Tensor, Tensor, Tensor | None, str], Tensor],
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -78,18 +78,16 @@ def convolve_act(
     eps: float = 1e-5,
     **settings: Any,
 ) -> Tensor:
-    """act(norm(convolve(x, weight) + bias)), for a weight that has the result's channels in
-    `channels_axis`."""
+    """act(norm(conv(x, weight) + bias)), where `convolve` gives act(conv(x, weight) + bias) and the
+    weight has the result's channels in `channels_axis`."""
     if norm is None:
-        return bias_act(convolve(x, weight), bias, act, slope=slope)
+        return convolve(x, weight, bias, act)
     if norm == "batch" and not training and running_mean is not None and running_var is not None:
         parameters = (bias, norm_weight, norm_bias, running_mean, running_var)
         if not (forward_mode() or needs_grad(x, weight, *parameters)):
             weight, bias = _folded(weight, *parameters, channels_axis, eps)
-            return bias_act(convolve(x, weight), bias, act, slope=slope)
-    y = convolve(x, weight)
-    if bias is not None:
-        y = bias_act(y, bias, "linear")
+            return convolve(x, weight, bias, act)
+    y = convolve(x, weight, bias, "linear")
     statistics = {"running_mean": running_mean, "running_var": running_var, "training": training}
     settings |= {"eps": eps, "act": act, "slope": slope}
     return norm_act(y, norm_weight, norm_bias, norm=norm, **statistics, **settings)
@@ -171,10 +169,11 @@ def conv_transpose_act(
         RuntimeError: a third derivative is asked for where there is none.
     """
 
-    def convolve(x: Tensor, weight: Tensor) -> Tensor:
-        return edge_conv_transpose(
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
+        y = edge_conv_transpose(
             x, weight, stride=stride, padding=padding, output_padding=output_padding
         )
+        return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
 
     if norm is None and running_mean is not None:
         raise ValueError("running_mean belongs to a norm, got norm=None")

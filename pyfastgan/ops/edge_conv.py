@@ -1,7 +1,7 @@
 """edge_conv, edge_conv_transpose: convolutions at the image's edge of a network, where there are few channels.
 
-    edge_conv            y[n, k, p] = sum_{c, i} weight[k, c, i] x[n, c, stride * p + i - padding]
-    edge_conv_transpose  its adjoint: what `torch.nn.functional.conv_transpose2d` computes
+    edge_conv            y[n, k, p] = act(sum_{c, i} weight[k, c, i] x[n, c, stride p + i - padding] + bias[k])
+    edge_conv_transpose  the adjoint of the convolution: what `torch.nn.functional.conv_transpose2d` computes
 
     edge_conv            x (N, C, H, W), weight (K, C, kh, kw)   -> y (N, K, H', W')
     edge_conv_transpose  x (N, K, H', W'), weight (K, C, kh, kw) -> y (N, C, H, W)
@@ -13,7 +13,9 @@ weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 input
 torch's convolution, for everything else: in the middle of a network it runs at that rate already.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
-can be differentiated any number of times, also with `torch.func`; forward mode is torch's own. The
+can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;
+forward mode is torch's own. An "edge" plan adds the bias and a linear, relu or leaky_relu activation
+as it stores the result, which is kept for the backward pass beside x and weight. The
 result is contiguous, or channels-last if an argument is (an image of an "edge" plan is contiguous
 in any case). bfloat16 and float16 are computed in float32 and rounded once; weight gradients are
 summed over samples in float64, in a fixed order.
@@ -29,17 +31,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._names import check_choice
 from . import _backends
 from ._common import (
     TYPE_NUMBER,
     apply,
     check_float,
     dense,
+    dense_like,
     forward_mode,
     is_channels_last,
     needs_grad,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
+from .bias_act import ACTIVATIONS, bias_act, bias_act_reference, differentiable_backward
 
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
 _OUTPUTS = (1, 2, 3, 4, 8, 12, 16)
@@ -65,9 +70,19 @@ def plan(
     return "edge" if few and whole and served and weight.device.type == "cpu" else "torch"
 
 
-def edge_conv_reference(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
+def edge_conv_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    act: str = "linear",
+    slope: float = 0.2,
+) -> Tensor:
     """The definition."""
-    return F.conv2d(x, weight, None, stride, padding)
+    y = F.conv2d(x, weight, bias, stride, padding)
+    return bias_act_reference(y, None, act, slope=slope)
 
 
 def edge_conv_transpose_reference(
@@ -112,7 +127,13 @@ def _windows(
 
 
 def _conv_reference(
-    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool
+    image: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    channels_last: bool,
+    bias: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
     y = _conv_fake(_wide(image), weight, stride, padding, channels_last).zero_()
     x, w = _wide(image), _wide(weight)
@@ -120,11 +141,19 @@ def _conv_reference(
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
             y[:, :, *places] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1, *pixels]
-    return y.to(image.dtype)
+    if bias is not None:
+        y += bias.view(-1, 1, 1)
+    return (y if slope == 1.0 else F.leaky_relu(y, slope)).to(image.dtype)
+
+
+def _gated(x: Tensor, gate: Tensor | None, slope: float) -> Tensor:
+    """The gradient behind a leaky ReLU with output `gate`, in the computing type."""
+    x = _wide(x)
+    return x if gate is None else torch.where(gate > 0, x, slope * x)
 
 
 def _conv_fake(
-    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool
+    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool, *_: Any
 ) -> Tensor:
     sizes = (_size(image.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
     return torch.empty(
@@ -136,10 +165,17 @@ def _conv_fake(
 
 
 def _transpose_reference(
-    feature: Tensor, weight: Tensor, stride: int, padding: int, height: int, width: int
+    feature: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    height: int,
+    width: int,
+    gate: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
     y = _transpose_fake(_wide(feature), weight, stride, padding, height, width).zero_()
-    f, w = _wide(feature), _wide(weight)
+    f, w = _gated(feature, gate, slope), _wide(weight)
     windows = _windows((height, width), f.shape[2:], w.shape[2:], stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for k in range(f.size(1)):
@@ -148,40 +184,61 @@ def _transpose_reference(
 
 
 def _transpose_fake(
-    feature: Tensor, weight: Tensor, stride: int, padding: int, height: int, width: int
+    feature: Tensor, weight: Tensor, stride: int, padding: int, height: int, width: int, *_: Any
 ) -> Tensor:
     return feature.new_empty((feature.size(0), weight.size(1), height, width))
 
 
 def _weight_reference(
-    image: Tensor, feature: Tensor, stride: int, padding: int, kh: int, kw: int
-) -> Tensor:
-    x, f = _wide(image), _wide(feature)
-    gradient = _weight_fake(x, f, stride, padding, kh, kw)
+    image: Tensor,
+    feature: Tensor,
+    stride: int,
+    padding: int,
+    kh: int,
+    kw: int,
+    gate: Tensor | None = None,
+    slope: float = 1.0,
+    want_bias: bool = False,
+) -> tuple[Tensor, Tensor]:
+    x, f = _wide(image), _gated(feature, gate, slope)
+    gradient, bias = _weight_fake(x, f, stride, padding, kh, kw, None, slope, want_bias)
     windows = _windows(x.shape[2:], f.shape[2:], (kh, kw), stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
             gradient[:, c, i, j] = (f[:, :, *places] * x[:, c : c + 1, *pixels]).sum((0, 2, 3))
-    return gradient.to(image.dtype)
+    if want_bias:
+        bias = f.sum((0, 2, 3))
+    return gradient.to(image.dtype), bias.to(image.dtype)
 
 
 def _weight_fake(
-    image: Tensor, feature: Tensor, stride: int, padding: int, kh: int, kw: int
-) -> Tensor:
-    return image.new_empty((feature.size(1), image.size(1), kh, kw))
+    image: Tensor,
+    feature: Tensor,
+    stride: int,
+    padding: int,
+    kh: int,
+    kw: int,
+    gate: Tensor | None = None,
+    slope: float = 1.0,
+    want_bias: bool = False,
+) -> tuple[Tensor, Tensor]:
+    gradient = image.new_empty((feature.size(1), image.size(1), kh, kw))
+    return gradient, image.new_empty(feature.size(1) if want_bias else 0)
 
 
 def _launch(
     function: str,
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: tuple[Tensor | None, ...],
+    slope: float,
     image: Tensor,
     feature: Tensor,
-    kernel: tuple[int, int],
+    kernel: Sequence[int],
     stride: int,
     padding: int,
 ) -> None:
     getattr(_backends.native("_cpu"), function)(
-        *(t.data_ptr() for t in tensors),
+        *(None if t is None else t.data_ptr() for t in tensors),
+        slope,
         TYPE_NUMBER[image.dtype],
         torch.get_num_threads(),
         *image.shape,
@@ -200,55 +257,90 @@ def _finite(weight: Tensor) -> bool:
 
 
 def _conv_cpu(
-    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool
+    image: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    channels_last: bool,
+    bias: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
     if not _finite(weight):
-        return _conv_reference(image, weight, stride, padding, channels_last)
+        return _conv_reference(image, weight, stride, padding, channels_last, bias, slope)
     image, weight = dense(image), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     feature = _conv_fake(image, weight, stride, padding, channels_last)
-    tensors = (image, weight, feature)
-    _launch("edge_conv", tensors, image, feature, weight.shape[2:], stride, padding)
+    tensors = (image, weight, bias, feature)
+    _launch("edge_conv", tensors, slope, image, feature, weight.shape[2:], stride, padding)
     return feature
 
 
+def _like_gate(feature: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The two as they lie alike in memory."""
+    if gate is None:
+        return dense(feature), None
+    gate = dense(gate)
+    return dense_like(feature, gate), gate
+
+
 def _transpose_cpu(
-    feature: Tensor, weight: Tensor, stride: int, padding: int, height: int, width: int
+    feature: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    height: int,
+    width: int,
+    gate: Tensor | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
     if not _finite(weight):
-        return _transpose_reference(feature, weight, stride, padding, height, width)
-    feature, weight = dense(feature), weight.contiguous()
+        arguments = (feature, weight, stride, padding, height, width, gate, slope)
+        return _transpose_reference(*arguments)
+    (feature, gate), weight = _like_gate(feature, gate), weight.contiguous()
     image = _transpose_fake(feature, weight, stride, padding, height, width)
-    tensors = (feature, weight, image)
-    _launch("edge_conv_transpose", tensors, image, feature, weight.shape[2:], stride, padding)
+    tensors = (feature, gate, weight, image)
+    kernel = weight.shape[2:]
+    _launch("edge_conv_transpose", tensors, slope, image, feature, kernel, stride, padding)
     return image
 
 
 def _weight_cpu(
-    image: Tensor, feature: Tensor, stride: int, padding: int, kh: int, kw: int
-) -> Tensor:
-    image, feature = dense(image), dense(feature)
-    gradient = _weight_fake(image, feature, stride, padding, kh, kw)
-    tensors = (image, feature, gradient)
-    _launch("edge_conv_weight", tensors, image, feature, (kh, kw), stride, padding)
-    return gradient
+    image: Tensor,
+    feature: Tensor,
+    stride: int,
+    padding: int,
+    kh: int,
+    kw: int,
+    gate: Tensor | None = None,
+    slope: float = 1.0,
+    want_bias: bool = False,
+) -> tuple[Tensor, Tensor]:
+    image, (feature, gate) = dense(image), _like_gate(feature, gate)
+    gradient, bias = _weight_fake(image, feature, stride, padding, kh, kw, None, slope, want_bias)
+    tensors = (image, feature, gate, gradient, bias if want_bias else None)
+    _launch("edge_conv_weight", tensors, slope, image, feature, (kh, kw), stride, padding)
+    return gradient, bias
 
 
+# With a leaky ReLU (slope 0: a ReLU, slope 1: nothing): the forward pass takes it of the result, the
+# others take its backward pass of the features, where its output `gate` is not positive.
 _conv = Kernel(
-    "edge_conv(Tensor image, Tensor weight, int stride, int padding, bool channels_last) -> Tensor",
+    "edge_conv(Tensor image, Tensor weight, int stride, int padding, bool channels_last, "
+    "Tensor? bias=None, float slope=1.0) -> Tensor",
     reference=_conv_reference,
     fake=_conv_fake,
     cpu=_conv_cpu,
 )
 _transpose = Kernel(
     "edge_conv_transpose(Tensor feature, Tensor weight, int stride, int padding, SymInt height, "
-    "SymInt width) -> Tensor",
+    "SymInt width, Tensor? gate=None, float slope=1.0) -> Tensor",
     reference=_transpose_reference,
     fake=_transpose_fake,
     cpu=_transpose_cpu,
 )
 _weight = Kernel(
-    "edge_conv_weight(Tensor image, Tensor feature, int stride, int padding, SymInt kh, SymInt kw) "
-    "-> Tensor",
+    "edge_conv_weight(Tensor image, Tensor feature, int stride, int padding, SymInt kh, SymInt kw, "
+    "Tensor? gate=None, float slope=1.0, bool want_bias=False) -> (Tensor, Tensor)",
     reference=_weight_reference,
     fake=_weight_fake,
     cpu=_weight_cpu,
@@ -260,7 +352,13 @@ def _is_last(x: Tensor) -> bool:
     return is_channels_last(x) and not x.is_contiguous()
 
 
-def _call(function: type[torch.autograd.Function], kernel: Kernel, *arguments: Any) -> Tensor:
+def _weight_alone(*arguments: Any) -> Tensor:
+    return _weight(*arguments)[0]
+
+
+def _call(
+    function: type[torch.autograd.Function], kernel: Callable[..., Tensor], *arguments: Any
+) -> Tensor:
     a, b = arguments[:2]
     return apply(function, *arguments) if needs_grad(a, b) else kernel(*arguments)
 
@@ -284,7 +382,7 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = _call(_Transpose, _transpose, dy, weight, *ctx.settings, *image.shape[-2:])
         if ctx.needs_input_grad[1]:
-            dw = _call(_Weight, _weight, image, dy, *ctx.settings, *weight.shape[-2:])
+            dw = _call(_Weight, _weight_alone, image, dy, *ctx.settings, *weight.shape[-2:])
         return dx, dw, None, None, None
 
 
@@ -308,7 +406,7 @@ class _Transpose(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             df = _call(_Conv, _conv, dy, weight, *ctx.settings, ctx.channels_last)
         if ctx.needs_input_grad[1]:
-            dw = _call(_Weight, _weight, dy, feature, *ctx.settings, *weight.shape[-2:])
+            dw = _call(_Weight, _weight_alone, dy, feature, *ctx.settings, *weight.shape[-2:])
         return df, dw, None, None, None, None
 
 
@@ -317,7 +415,7 @@ class _Weight(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return _weight(*arguments)
+        return _weight_alone(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -334,6 +432,45 @@ class _Weight(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             df = _call(_Conv, _conv, image, dw, *ctx.settings, ctx.channels_last)
         return dx, df, None, None, None, None
+
+
+class _ConvAct(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        image: Tensor, weight: Tensor, bias: Tensor | None, slope: float, *settings: Any
+    ) -> Tensor:
+        return _conv(image, weight, *settings, bias, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        image, weight, _, ctx.slope, *ctx.settings, _ = inputs
+        ctx.save_for_backward(image, weight, None if ctx.slope == 1.0 else output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        image, weight, gate = ctx.saved_tensors
+        want_image, want_weight, want_bias = ctx.needs_input_grad[:3]
+        dx = dw = db = None
+        if needs_grad(dy, image, weight):
+            # To be differentiated again: step by step.
+            if gate is None:
+                db = dy.sum((0, 2, 3)) if want_bias else None
+            else:
+                settings = ("leaky_relu", ctx.slope, 1.0, None, False, want_bias)
+                dy, db = differentiable_backward(dy, None, gate, None, *settings)
+            if want_image:
+                dx = _call(_Transpose, _transpose, dy, weight, *ctx.settings, *image.shape[-2:])
+            if want_weight:
+                dw = _call(_Weight, _weight_alone, image, dy, *ctx.settings, *weight.shape[-2:])
+            return dx, dw, db if want_bias else None, None, None, None, None
+        gated = (gate, ctx.slope)
+        if want_image:
+            dx = _transpose(dy, weight, *ctx.settings, *image.shape[-2:], *gated)
+        if want_weight or want_bias:
+            dw, db = _weight(image, dy, *ctx.settings, *weight.shape[-2:], *gated, want_bias)
+        return dx, dw if want_weight else None, db if want_bias else None, None, None, None, None
 
 
 def _check_count(name: str, value: int, least: int) -> None:
@@ -364,6 +501,21 @@ def _check(x: Tensor, weight: Tensor, channels_axis: int, stride: int, padding: 
     _check_count("padding", padding, 0)
 
 
+def _check_act(x: Tensor, features: int, bias: Tensor | None, act: str, slope: float) -> None:
+    check_choice("act", act, ACTIVATIONS)
+    if not (math.isfinite(slope) and slope >= 0):
+        raise ValueError(f"slope must be finite and at least 0, got {slope}")
+    if bias is None:
+        return
+    check_float("bias", bias)
+    if bias.shape != (features,):
+        raise ValueError(f"bias must have shape ({features},), got {tuple(bias.shape)}")
+    if bias.device != x.device:
+        raise ValueError(f"bias must be on {x.device} like x, got {bias.device}")
+    if bias.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"bias must have the dtype of x, {x.dtype}, got {bias.dtype}")
+
+
 def _under_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """As torch's convolutions: in the low precision, unless it is float64."""
     if isinstance(x, Tensor) and isinstance(weight, Tensor):
@@ -377,27 +529,33 @@ def _under_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def edge_conv(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None = None,
     *,
     stride: int = 1,
     padding: int = 0,
+    act: str = "linear",
+    slope: float = 0.2,
     channels_last: bool | None = None,
 ) -> Tensor:
-    """A convolution that is fast for images of few channels, and torch's otherwise (see `plan`).
+    """act(conv(x, weight) + bias), fast for images of few channels, and torch's otherwise (see `plan`).
 
     Args:
         x: (N, C, H, W) float32, float64, bfloat16 or float16, of any layout.
         weight: (K, C, kh, kw) of x's dtype and device. Under autocast both are cast as torch does.
+        bias: (K,) of x's dtype (any of them under autocast) and device, or None.
         stride: at least 1, of both axes.
         padding: zeros on each side, at least 0.
+        act: linear, relu, leaky_relu, tanh, sigmoid, silu, gelu or softplus.
+        slope: leaky_relu's for negative inputs, at least 0.
         channels_last: the layout of y of an "edge" plan; by default channels-last if x or weight is.
 
     Returns:
-        y (N, K, H', W') with H' = (H + 2 padding - kh) // stride + 1. It has no bias: that joins the
-        activation in `bias_act`.
+        y (N, K, H', W') with H' = (H + 2 padding - kh) // stride + 1.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
             names it.
+        RuntimeError: a third derivative of a smooth activation is asked for.
     """
     x, weight = _under_autocast(x, weight)
     _check(x, weight, 1, stride, padding)
@@ -407,11 +565,23 @@ def edge_conv(
                 f"x {tuple(x.shape)} with padding {padding} is smaller than the kernel of weight "
                 f"{tuple(weight.shape)}"
             )
+    _check_act(x, weight.size(0), bias, act, slope)
+    if bias is not None and bias.dtype != x.dtype:
+        bias = bias.to(x.dtype)
     if forward_mode() or plan(weight, stride) != "edge":
-        return edge_conv_reference(x, weight, stride=stride, padding=padding)
+        y = F.conv2d(x, weight, None, stride, padding)
+        return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
     if channels_last is None:
         channels_last = _is_last(x) or _is_last(weight)
-    return _call(_Conv, _conv, x, weight, stride, padding, channels_last)
+    settings = (stride, padding, channels_last)
+    negative = {"linear": 1.0, "relu": 0.0, "leaky_relu": float(slope)}.get(act)
+    if negative is None:
+        return bias_act(_call(_Conv, _conv, x, weight, *settings), bias, act, slope=slope)
+    if negative == 1.0 and bias is None:
+        return _call(_Conv, _conv, x, weight, *settings)
+    if needs_grad(x, weight, bias):
+        return apply(_ConvAct, x, weight, bias, negative, *settings)
+    return _conv(x, weight, *settings, bias, negative)
 
 
 def edge_conv_transpose(
@@ -497,7 +667,17 @@ def _samples(transposed: bool) -> tuple[Sample, ...]:
         # Rows that are not whole vectors; a number of features that is not whole tiles.
         sample("k4 s2 p1", (3, 3, 10, 8), (9, 3, 4, 4), stride=2, padding=1),
         # A whole square of 16 to transpose, and the ends of others.
-        sample("channels last", (2, 1, 5, 39), (19, 1, 4, 2), stride=2, padding=1, last=True),
+        sample(
+            "channels last",
+            (2, 1, 5, 39),
+            (19, 1, 4, 2),
+            stride=2,
+            padding=1,
+            last=True,
+            bias=T((19,)),
+            act="leaky_relu",
+        ),
+        sample("relu", (2, 2, 6, 5), (8, 2, 3, 3), bias=T((8,)), act="relu"),
     )
 
 
@@ -526,6 +706,18 @@ def _bad_calls(transposed: bool) -> tuple[BadCall, ...]:
         )  # fmt: skip
     return (
         *common,
+        BadCall(
+            "a wide bias", (x, w, torch.zeros(9)), {}, ValueError, r"bias must have shape \(8,\)"
+        ),
+        BadCall(
+            "a double bias",
+            (x, w, torch.zeros(8).double()),
+            {},
+            TypeError,
+            "bias must have the dtype",
+        ),
+        BadCall("unknown activation", (x, w), {"act": "rely"}, ValueError, "did you mean 'relu'"),
+        BadCall("negative slope", (x, w), {"slope": -1.0}, ValueError, "slope must be finite"),
         BadCall("a small image", (x[:, :, :3], w), {}, ValueError, "is smaller than the kernel"),
     )
 
