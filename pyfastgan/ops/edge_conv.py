@@ -143,7 +143,9 @@ def _conv_reference(
             y[:, :, *places] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1, *pixels]
     if bias is not None:
         y += bias.view(-1, 1, 1)
-    return (y if slope == 1.0 else F.leaky_relu(y, slope)).to(image.dtype)
+    if slope != 1.0:
+        y = F.relu(y) if slope == 0.0 else F.leaky_relu(y, slope)
+    return y.to(image.dtype)
 
 
 def _gated(x: Tensor, gate: Tensor | None, slope: float) -> Tensor:
