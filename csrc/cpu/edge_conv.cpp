@@ -21,7 +21,6 @@
 #include "types.h"
 #include "threads.h"
 
-#include <memory>
 #include <new>
 #include <vector>
 
@@ -40,6 +39,7 @@ constexpr int kFeatureTile = 4;
 constexpr int kWeightRows = 2, kWeightColumns = 4;
 #endif
 constexpr int64_t kPieces = 16;
+constexpr int64_t kPieceWork = 262144;  // products that are worth a piece of work
 constexpr int64_t kSlack = 8 * kLanes;  // behind a plane, for whole tiles at its end
 
 // Vectors of positions that a tile of m outputs has.
@@ -61,27 +61,38 @@ struct Geometry {
     int64_t phase_plane() const { return plane(rows() * pitch()); }
     int64_t feature_plane() const { return plane((fh + 2 * (jy() - 1)) * pitch() + jx() - 1); }
     int64_t feature_start() const { return (jy() - 1) * pitch() + jx() - 1; }
-    int64_t group() const { return (n + kPieces - 1) / kPieces; }  // samples of a piece
-    int64_t pieces() const { return n ? (n + group() - 1) / group() : 0; }
-    bool small() const { return n * k * fh * fw * c * kh * kw < 262144; }
-};
-
-// Zeros that begin a cache line.
-template <class S>
-class Scratch {
-public:
-    explicit Scratch(int64_t count) : data_(static_cast<S*>(::operator new(bytes(count), std::align_val_t{64}))) {
-        memset(static_cast<void*>(data_), 0, bytes(count));
+    int64_t work() const { return k * fh * fw * c * kh * kw; }  // products of a sample
+    // Samples of a piece: a sixteenth of the batch, or as many as are worth a start.
+    int64_t group() const {
+        const int64_t share = (n + kPieces - 1) / kPieces, worth = kPieceWork / (work() + 1) + 1;
+        return share > worth ? share : worth;
     }
-    ~Scratch() { ::operator delete(data_, std::align_val_t{64}); }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    S* get() { return data_; }
-
-private:
-    static std::size_t bytes(int64_t count) { return static_cast<std::size_t>(count) * sizeof(S); }
-    S* data_;
+    int64_t pieces() const { return n ? (n + group() - 1) / group() : 0; }
+    bool small() const { return n * work() < kPieceWork; }
 };
+
+// Zeros that begin a cache line, in memory that each thread keeps: fresh memory would fault page by page.
+template <class V>
+V* zeros(int slot, int64_t count) {
+    struct Kept {
+        char* data[4] = {};
+        std::size_t size[4] = {};
+        ~Kept() {
+            for (char* p : data) ::operator delete(p, std::align_val_t{64});
+        }
+    };
+    static thread_local Kept kept;
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(V);
+    if (kept.size[slot] < bytes) {
+        ::operator delete(kept.data[slot], std::align_val_t{64});
+        kept.data[slot] = nullptr;
+        kept.size[slot] = 0;
+        kept.data[slot] = static_cast<char*>(::operator new(bytes, std::align_val_t{64}));
+        kept.size[slot] = bytes;
+    }
+    memset(kept.data[slot], 0, bytes);
+    return reinterpret_cast<V*>(kept.data[slot]);
+}
 
 template <class T>
 using S_of = Scalar<Pack<T>>;
@@ -250,10 +261,13 @@ void pack_features(const Geometry& g, const T* feature, const T* gate, S slope, 
                             r[i] = gated(r[i], Storage<T>::read(gate + at + i * g.feature[3]), slope);
                     }
                 } else {
+                    const auto part = [&](const T* from, int64_t i) {
+                        const T* const p = from + at + i * g.feature[3];
+                        return channels == kStep ? Storage<T>::read(p) : read_part(p, channels);
+                    };
                     for (int i = 0; i < kStep; ++i) {
-                        r[i] = i < columns ? read_part(feature + at + i * g.feature[3], channels) : V{};
-                        if (gate && i < columns)
-                            r[i] = gated(r[i], read_part(gate + at + i * g.feature[3], channels), slope);
+                        r[i] = i < columns ? part(feature, i) : V{};
+                        if (gate && i < columns) r[i] = gated(r[i], part(gate, i), slope);
                     }
                 }
                 transpose(r);
@@ -300,7 +314,12 @@ void unpack_features(const Geometry& g, const S* planes, int64_t plane, T* featu
 #pragma GCC unroll 16
                     for (int i = 0; i < kStep; ++i) Storage<T>::write(to + i * g.feature[3], r[i]);
                 } else {
-                    for (int64_t i = 0; i < columns; ++i) write_part(to + i * g.feature[3], r[i], channels);
+                    for (int64_t i = 0; i < columns; ++i) {
+                        if (channels == kStep)
+                            Storage<T>::write(to + i * g.feature[3], r[i]);
+                        else
+                            write_part(to + i * g.feature[3], r[i], channels);
+                    }
                 }
             }
         }
@@ -395,17 +414,17 @@ void forward(const Geometry& g, const T* image, const T* weight, const T* bias, 
                 to_scalar(weight[weight_index(g, k, phase, j)]);
     }
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
-        Scratch<S> phases(g.phases() * g.phase_plane()), row(g.s * g.pitch() + g.p + g.w + kSlack);
-        Scratch<S> planes(tiles * kFeatureTile * plane);
+        S* const phases = zeros<S>(0, g.phases() * g.phase_plane());
+        S* const row = zeros<S>(1, g.s * g.pitch() + g.p + g.w + kSlack);
+        S* const planes = zeros<S>(2, tiles * kFeatureTile * plane);
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
-            pack_image(g, image + n * g.image[0], phases.get(), row.get());
+            pack_image(g, image + n * g.image[0], phases, row);
             for (int64_t x = 0; x < count; x += kTile)
                 for (int64_t tile = 0; tile < tiles; ++tile)
-                    shifted_product<kFeatureTile>(phases.get() + x, offsets.data(), terms,
-                                                  weights.data() + tile * terms * kFeatureTile,
-                                                  biases.data() + tile * kFeatureTile, slope,
-                                                  planes.get() + tile * kFeatureTile * plane + x, plane, 1);
-            unpack_features(g, planes.get(), plane, feature + n * g.feature[0]);
+                    shifted_product<kFeatureTile>(
+                        phases + x, offsets.data(), terms, weights.data() + tile * terms * kFeatureTile,
+                        biases.data() + tile * kFeatureTile, slope, planes + tile * kFeatureTile * plane + x, plane, 1);
+            unpack_features(g, planes, plane, feature + n * g.feature[0]);
         }
     });
 }
@@ -424,14 +443,15 @@ const char* transposed(const Geometry& g, const T* feature, const T* gate, S slo
         for (int64_t o = 0; o < outputs; ++o) weights[t * outputs + o] = to_scalar(weight[weight_index(g, k, o, j)]);
     }
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
-        Scratch<S> planes(g.k * g.feature_plane()), row(g.s * g.pitch() + g.p + g.w + 2 * kSlack);
-        Scratch<S> phases(outputs * g.phase_plane());
+        S* const planes = zeros<S>(0, g.k * g.feature_plane());
+        S* const row = zeros<S>(1, g.s * g.pitch() + g.p + g.w + 2 * kSlack);
+        S* const phases = zeros<S>(2, outputs * g.phase_plane());
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
             const int64_t at = n * g.feature[0];
-            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes.get());
-            product(planes.get(), offsets.data(), terms, weights.data(), none.data(), 1, phases.get(), g.phase_plane(),
+            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes);
+            product(planes, offsets.data(), terms, weights.data(), none.data(), 1, phases, g.phase_plane(),
                     g.rows() * g.pitch());
-            unpack_image(g, phases.get(), image + n * g.image[0], row.get());
+            unpack_image(g, phases, image + n * g.image[0], row);
         }
     });
     return nullptr;
@@ -463,15 +483,22 @@ PF_FN void weight_tile(const S* rows, int64_t plane, const S* const* columns, in
         for (int c = 0; c < kWeightColumns; ++c) sums[r * kWeightColumns + c] = total[r][c];
 }
 
+template <class V>
+PF_FN double lane_sum(V v) {
+    Scalar<V> lane[Lanes<V>::size()];
+    store(lane, v);
+    double sum = 0;
+    for (Scalar<V> x : lane) sum += x;
+    return sum;
+}
+
 // Of [0, count) and what follows in the last vector, which is zero.
 template <class V, class S = Scalar<V>>
 PF_FN double plane_sum(const S* plane, int64_t count) {
     constexpr int kStep = static_cast<int>(Lanes<V>::size());
     V total{};
     for (int64_t x = 0; x < count; x += kStep) total += load<V>(plane + x);
-    double sum = 0;
-    for (int lane = 0; lane < kStep; ++lane) sum += total[lane];
-    return sum;
+    return lane_sum(total);
 }
 
 template <class T, class S = S_of<T>>
@@ -484,35 +511,34 @@ void weight_gradient(const Geometry& g, const T* image, const T* feature, const 
     const int64_t down = (g.k + kWeightRows - 1) / kWeightRows;
     std::vector<double> partial(g.pieces() * g.k * columns), bias_partial(g.pieces() * g.k);
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
-        Scratch<S> phases(g.phases() * g.phase_plane()), row(g.s * g.pitch() + g.p + g.w + kSlack);
-        Scratch<S> planes(down * kWeightRows * g.feature_plane());
-        Scratch<V> sums(down * across * kTile);
+        S* const phases = zeros<S>(0, g.phases() * g.phase_plane());
+        S* const row = zeros<S>(1, g.s * g.pitch() + g.p + g.w + kSlack);
+        S* const planes = zeros<S>(2, down * kWeightRows * g.feature_plane());
+        V* const sums = zeros<V>(3, down * across * kTile);
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
-            pack_image(g, image + n * g.image[0], phases.get(), row.get());
+            pack_image(g, image + n * g.image[0], phases, row);
             const int64_t at = n * g.feature[0];
-            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes.get());
+            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes);
             for (int64_t k = 0; bias_gradient && k < g.k; ++k)
                 bias_partial[piece * g.k + k] +=
-                    plane_sum<V>(planes.get() + k * g.feature_plane() + g.feature_start(), count);
+                    plane_sum<V>(planes + k * g.feature_plane() + g.feature_start(), count);
             for (int64_t i = 0; i < down; ++i)
                 for (int64_t j = 0; j < across; ++j) {
                     const S* shifted[kWeightColumns];
                     for (int64_t c = 0; c < kWeightColumns; ++c) {
                         // The last tile repeats the last column.
                         const int64_t t = j * kWeightColumns + c < columns ? j * kWeightColumns + c : columns - 1;
-                        shifted[c] = phases.get() + t / g.shifts() * g.phase_plane() + g.shift(t % g.shifts());
+                        shifted[c] = phases + t / g.shifts() * g.phase_plane() + g.shift(t % g.shifts());
                     }
-                    weight_tile<V>(planes.get() + i * kWeightRows * g.feature_plane() + g.feature_start(),
-                                   g.feature_plane(), shifted, count, sums.get() + (i * across + j) * kTile);
+                    weight_tile<V>(planes + i * kWeightRows * g.feature_plane() + g.feature_start(), g.feature_plane(),
+                                   shifted, count, sums + (i * across + j) * kTile);
                 }
         }
         for (int64_t k = 0; k < g.k; ++k)
             for (int64_t t = 0; t < columns; ++t) {
-                const V total = sums.get()[(k / kWeightRows * across + t / kWeightColumns) * kTile +
-                                           k % kWeightRows * kWeightColumns + t % kWeightColumns];
-                double sum = 0;
-                for (int lane = 0; lane < lanes<T>(); ++lane) sum += total[lane];
-                partial[(piece * g.k + k) * columns + t] = sum;
+                const V total = sums[(k / kWeightRows * across + t / kWeightColumns) * kTile +
+                                     k % kWeightRows * kWeightColumns + t % kWeightColumns];
+                partial[(piece * g.k + k) * columns + t] = lane_sum(total);
             }
     });
     for (int64_t k = 0; bias_gradient && k < g.k; ++k) {

@@ -87,7 +87,9 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = _widths(image_size, channels=channels, width=width)[::-1]
         self.image_shape = (channels, image_size, image_size)
-        blocks = [ConvBlock(channels, widths[0], 4, 2, 1, act="leaky_relu", slope=0.2)]
+        blocks = [
+            ConvBlock(channels, widths[0], 4, 2, 1, act="leaky_relu", slope=0.2, channels_last=True)
+        ]
         blocks += [
             ConvBlock(a, b, 4, 2, 1, norm="batch", act="leaky_relu", slope=0.2)
             for a, b in pairwise(widths)

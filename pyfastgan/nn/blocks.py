@@ -135,6 +135,8 @@ class ConvBlock(_Block):
         slope: leaky_relu's.
         bias: whether the convolution has one; by default where there is no norm, which would take
             it out again.
+        channels_last: the layout of the result where the image has few channels; by default that
+            of x and the weight, which an image of one channel does not show.
 
     Children: `conv`, an `nn.Conv2d`, and `norm`, None or torch's layer: an `nn.BatchNorm2d`, an
     `nn.InstanceNorm2d` (without parameters, as torch's default is) or an `nn.GroupNorm`.
@@ -155,6 +157,7 @@ class ConvBlock(_Block):
         act: str = "leaky_relu",
         slope: float = 0.2,
         bias: bool | None = None,
+        channels_last: bool | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -169,6 +172,7 @@ class ConvBlock(_Block):
             dtype=dtype,
         )
         super().__init__(conv, norm, groups, act, slope)
+        self.channels_last = channels_last
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
         conv = self.conv
@@ -180,6 +184,7 @@ class ConvBlock(_Block):
             padding=conv.padding[0],
             act=act,
             slope=self.slope,
+            channels_last=self.channels_last,
         )
 
 
