@@ -107,7 +107,8 @@ class _Block(nn.Module):
         if settings is None or _has_hooks(conv) or (norm is not None and _has_hooks(norm)):
             y = conv(x) if norm is None else norm(conv(x))
             return ACTIVATIONS[self.act].value(y, self.slope)
-        if settings.get("running_mean") is not None and settings["training"]:
+        if isinstance(norm, nn.BatchNorm2d) and norm.training:
+            assert norm.num_batches_tracked is not None
             norm.num_batches_tracked.add_(1)
         return convolve_act(
             self._convolve,
