@@ -88,7 +88,11 @@ def convolve_act(
             weight, bias = _folded(weight, *parameters, channels_axis, eps)
             return convolve(x, weight, bias, act)
     y = convolve(x, weight, bias, "linear")
-    statistics = {"running_mean": running_mean, "running_var": running_var, "training": training}
+    statistics: dict[str, Any] = {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "training": training,
+    }
     settings |= {"eps": eps, "act": act, "slope": slope}
     return norm_act(y, norm_weight, norm_bias, norm=norm, **statistics, **settings)
 
@@ -198,7 +202,7 @@ def conv_transpose_act(
 
 
 def _samples() -> tuple[Sample, ...]:
-    around_one = {"map": lambda t: 1 + 0.2 * t}
+    around_one: dict[str, Any] = {"map": lambda t: 1 + 0.2 * t}
     # Shapes that torch's convolution does not serve: its bits depend on the number of threads.
     return (
         # A generator's last layer.
