@@ -182,3 +182,25 @@ def test_autocast_computes_in_the_low_precision():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert w.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("width", [12, 36])
+def test_first_derivatives_behind_an_activation(width, layout, dtype):
+    """Without a second order the activation's backward pass is taken inside the kernels."""
+    g = torch.Generator().manual_seed(width)
+    x = laid_out(torch.randn(3, 2, 6, width, generator=g).to(dtype), layout).requires_grad_()
+    w = torch.randn(21, 2, 4, 4, generator=g).to(dtype).requires_grad_()
+    b = torch.randn(21, generator=g).to(dtype).requires_grad_()
+    y = pf.ops.edge_conv(x, w, b, stride=2, padding=1, act="leaky_relu", slope=0.3)
+    dy = laid_out(torch.randn(y.shape, generator=g).to(dtype), layout)
+    ours = torch.autograd.grad(y, (x, w, b), dy)
+    wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    z = F.conv2d(*wide, 2, 1)
+    rough = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), F.leaky_relu(z, 0.3), rtol=rough, atol=64 * 2**-23)
+    # The signs are those of the result that was kept.
+    exact = torch.autograd.grad(z, wide, torch.where(y > 0, dy.double(), 0.3 * dy.double()))
+    for a, e in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=rough, atol=256 * 2**-23)
