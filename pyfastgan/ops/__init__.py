@@ -6,7 +6,9 @@ the file's name.
 
 from .bernoulli_nll import bernoulli_nll
 from .bias_act import bias_act
+from .conv_transpose_act import conv_transpose_act
 from .discretized_mix_logistic import discretized_mix_logistic, sample_discretized_mix_logistic
+from .edge_conv import edge_conv, edge_conv_transpose
 from .gaussian_nll import gaussian_nll
 from .nearest_code import nearest_code
 from .norm_act import norm_act
@@ -16,7 +18,10 @@ from .reparameterize import reparameterize
 __all__ = [
     "bernoulli_nll",
     "bias_act",
+    "conv_transpose_act",
     "discretized_mix_logistic",
+    "edge_conv",
+    "edge_conv_transpose",
     "gaussian_nll",
     "nearest_code",
     "norm_act",

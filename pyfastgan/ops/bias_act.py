@@ -504,11 +504,11 @@ class _BiasAct(torch.autograd.Function):
         if dy is None:  # nothing that is asked for depends on y
             return None, None, *(None,) * len(ctx.settings)
         want_bias = ctx.needs_input_grad[1]
-        dx, dbias = _differentiable_backward(dy, None, at, bias, *ctx.settings, want_bias)
+        dx, dbias = differentiable_backward(dy, None, at, bias, *ctx.settings, want_bias)
         return dx, dbias if want_bias else None, *(None,) * len(ctx.settings)
 
 
-def _differentiable_backward(
+def differentiable_backward(
     dy: Tensor, shift: Tensor | None, at: Tensor, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     if needs_grad(dy, shift, at, bias):
@@ -541,7 +541,7 @@ class _BiasActBackward(torch.autograd.Function):
         none = (None,) * len(ctx.settings)
         if dy is None:
             # None, not zeros, for `at`: zeros would drag a dead pass through the forward graph.
-            grad_dy, grad_shift = _differentiable_backward(
+            grad_dy, grad_shift = differentiable_backward(
                 ddx, shift, at, bias, *settings, channels_last, want_shift
             )
             return grad_dy, grad_shift if want_shift else None, None, None, *none

@@ -1,0 +1,206 @@
+"""edge_conv beyond the contract: any size, kernel, stride and padding against float64 torch, which
+plan serves what, layouts, and second order under a gradient penalty."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+import pyfastgan as pf
+from pyfastgan.ops._registry import ops
+from pyfastgan.ops.edge_conv import plan
+from pyfastgan.testing import backends
+
+BACKENDS = backends(ops()["edge_conv"])
+
+CALLS = {
+    "batch": st.integers(1, 3),
+    "features": st.integers(1, 37),
+    "channels": st.integers(1, 5),
+    "size": st.tuples(st.integers(1, 24), st.integers(1, 40)),
+    "kernel": st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    "stride": st.integers(1, 4),
+    "padding": st.integers(0, 5),
+    "layout": st.sampled_from(["contiguous", "channels last", "strided"]),
+    "dtype": st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    "seed": st.integers(0, 2**31),
+}
+
+
+def laid_out(x, layout):
+    if layout == "channels last":
+        return x.contiguous(memory_format=torch.channels_last)
+    return torch.stack((x, x), -1)[..., 0] if layout == "strided" else x
+
+
+def check(transposed, shape, weight_shape, arguments, layout, dtype, seed):
+    """Value and gradients against torch in float64, relative to the sums of magnitudes."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g).to(dtype)
+    w = torch.randn(weight_shape, generator=g).to(dtype)
+    function, torchs = (
+        (pf.ops.edge_conv_transpose, F.conv_transpose2d)
+        if transposed
+        else (pf.ops.edge_conv, F.conv2d)
+    )
+
+    def results(call, x, w, dy):
+        x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+        y = call(x, w, **arguments)
+        return y, *torch.autograd.grad(y, (x, w), dy.to(y.dtype))
+
+    dy = torch.randn(torchs(x.double(), w.double(), **arguments).shape, generator=g).to(dtype)
+    ours = results(function, laid_out(x, layout), laid_out(w, layout), laid_out(dy, layout))
+    exact = results(torchs, x.double(), w.double(), dy.double())
+    sizes = results(torchs, x.double().abs(), w.double().abs(), dy.double().abs())
+    for a, b, size in zip(ours, exact, sizes, strict=True):
+        assert a.dtype == dtype
+        assert a.shape == b.shape
+        # A rounding of the result, and one of each of the sums that make it.
+        limit = (
+            torch.finfo(dtype).eps * b.abs()
+            + 4 * max(2**-52, min(torch.finfo(dtype).eps, 2**-23)) * size
+        )
+        assert ((a.double() - b).abs() <= limit + 1e-30).all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@settings(deadline=None, max_examples=120)
+# More padding than kernel, and a row of the image that no kernel reaches.
+@example(2, 9, 3, (5, 6), (4, 2), 2, 5, 1, "channels last", torch.float32, 0)
+@example(2, 16, 1, (24, 40), (3, 3), 1, 1, 0, "contiguous", torch.bfloat16, 0)
+@given(*(CALLS[k] for k in ("batch", "features", "channels", "size", "kernel", "stride", "padding")),
+       st.integers(0, 3), *(CALLS[k] for k in ("layout", "dtype", "seed")))  # fmt: skip
+def test_any_size_equals_torch_in_float64(
+    transposed, batch, features, channels, size, kernel, stride, padding, extra, layout, dtype, seed
+):
+    weight_shape = (features, channels, *kernel)
+    if not transposed:
+        assume(all(s + 2 * padding >= k for s, k in zip(size, kernel, strict=True)))
+        arguments = {"stride": stride, "padding": padding}
+        check(False, (batch, channels, *size), weight_shape, arguments, layout, dtype, seed)
+        return
+    extra = min(extra, stride - 1)
+    assume(all((s - 1) * stride - 2 * padding + k + extra > 0 for s, k in zip(size, kernel, strict=True)))  # fmt: skip
+    arguments = {"stride": stride, "padding": padding, "output_padding": extra}
+    check(True, (batch, features, *size), weight_shape, arguments, layout, dtype, seed)
+
+
+@pytest.mark.parametrize(
+    ("weight", "stride", "expected"),
+    [
+        ((64, 3, 4, 4), 2, "edge"),
+        ((64, 3, 3, 3), 1, "edge"),
+        ((64, 3, 7, 7), 1, "edge"),
+        ((32, 1, 4, 4), 4, "edge"),
+        ((64, 3, 3, 3), 2, "torch"),  # the stride does not divide the kernel
+        ((64, 3, 6, 6), 3, "torch"),  # 27 outputs at a place
+        ((64, 5, 4, 4), 2, "torch"),
+        ((7, 3, 4, 4), 2, "torch"),
+    ],
+)
+def test_what_serves_a_weight(weight, stride, expected):
+    with pf.use_backend(BACKENDS[0]):
+        assert plan(torch.empty(weight), stride) == expected
+        assert plan(torch.empty(weight, device="meta"), stride) == "torch"
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_points_are_a_matrix_product(last):
+    w = torch.randn(6, 9, 4, 3, dtype=torch.float64)
+    w = laid_out(w, "channels last" if last else "contiguous").requires_grad_()
+    x = torch.randn(5, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    assert plan(w, 2, transposed_size=(1, 1)) == "matrix"
+    y, z = pf.ops.edge_conv_transpose(x, w, stride=2), F.conv_transpose2d(x, w, stride=2)
+    torch.testing.assert_close(y, z)
+    assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    dy = torch.randn_like(z)
+    for a, b in zip(
+        torch.autograd.grad(y, (x, w), dy), torch.autograd.grad(z, (x, w), dy), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    for given_ in ({"padding": 1}, {"stride": 2, "output_padding": 1}):
+        torch.testing.assert_close(
+            pf.ops.edge_conv_transpose(x, w, **given_), F.conv_transpose2d(x, w, **given_)
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts_of_results(backend):
+    x, w = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(16, 3, 4, 4)
+    last = torch.channels_last
+    with pf.use_backend(backend):
+        for image, weight, given_, expected in (
+            (x, w, None, False),
+            (laid_out(x, "channels last"), w, None, True),
+            (x, laid_out(w, "channels last"), None, True),
+            (x, w, True, True),
+            (laid_out(x, "channels last"), w, False, False),
+        ):
+            y = pf.ops.edge_conv(image, weight, stride=2, padding=1, channels_last=given_)
+            assert y.is_contiguous(memory_format=last) == expected
+        f = torch.randn(2, 16, 4, 4).contiguous(memory_format=last).requires_grad_()
+        image = pf.ops.edge_conv_transpose(f, w, stride=2, padding=1)
+        assert image.is_contiguous()
+        (df,) = torch.autograd.grad(image.sum(), f)
+        assert df.is_contiguous(memory_format=last)
+
+
+def test_a_gradient_penalty_through_a_critic():
+    """Second order in both weights, as WGAN-GP takes it, against plain torch in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    weights = [torch.randn(9, 3, 4, 4, dtype=torch.float64), torch.randn(1, 9, 4, 4).double()]
+
+    def penalty(conv):
+        point = x.clone().requires_grad_()
+        leaves = [w.clone().requires_grad_() for w in weights]
+        h = F.softplus(conv(point, leaves[0], stride=2, padding=1))
+        (g,) = torch.autograd.grad(F.conv2d(h, leaves[1]).sum(), point, create_graph=True)
+        return torch.autograd.grad(((g.flatten(1).norm(dim=1) - 1) ** 2).mean(), leaves)
+
+    for a, b in zip(penalty(pf.ops.edge_conv), penalty(F.conv2d), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_that_are_not_finite_do_not_reach_the_border():
+    """Zeros around the image are left out, not multiplied."""
+    x, w = torch.randn(1, 1, 6, 6), torch.randn(8, 1, 3, 3)
+    w[0, 0, 0, 0] = torch.inf
+    y = pf.ops.edge_conv(x, w, padding=1)
+    assert y[0, 0, 0].isfinite().all()
+    assert y[0, 0, :, 0].isfinite().all()
+    assert y[0, 0, 1:, 1:].isinf().all()
+    assert y[0, 1:].isfinite().all()
+
+
+def test_autocast_computes_in_the_low_precision():
+    x, w = torch.randn(1, 3, 8, 8), torch.randn(16, 3, 4, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pf.ops.edge_conv(x, w, stride=2, padding=1)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert w.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("width", [12, 36])
+def test_first_derivatives_behind_an_activation(width, layout, dtype):
+    """Without a second order the activation's backward pass is taken inside the kernels."""
+    g = torch.Generator().manual_seed(width)
+    x = laid_out(torch.randn(3, 2, 6, width, generator=g).to(dtype), layout).requires_grad_()
+    w = torch.randn(21, 2, 4, 4, generator=g).to(dtype).requires_grad_()
+    b = torch.randn(21, generator=g).to(dtype).requires_grad_()
+    y = pf.ops.edge_conv(x, w, b, stride=2, padding=1, act="leaky_relu", slope=0.3)
+    dy = laid_out(torch.randn(y.shape, generator=g).to(dtype), layout)
+    ours = torch.autograd.grad(y, (x, w, b), dy)
+    wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    z = F.conv2d(*wide, 2, 1)
+    rough = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), F.leaky_relu(z, 0.3), rtol=rough, atol=64 * 2**-23)
+    # The signs are those of the result that was kept.
+    exact = torch.autograd.grad(z, wide, torch.where(y > 0, dy.double(), 0.3 * dy.double()))
+    for a, e in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=rough, atol=256 * 2**-23)
