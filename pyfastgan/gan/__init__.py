@@ -5,24 +5,46 @@ from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.objectives import (
     OBJECTIVES,
     Objective,
+    Term,
     discriminator_loss,
+    discriminator_slopes,
     generator_loss,
+    generator_slope,
     get_objective,
+)
+from pyfastgan.gan.penalties import (
+    PENALTIES,
+    Penalty,
+    get_penalty,
+    gradient_penalty,
+    penalty_gradient,
+    penalty_points,
+    penalty_value,
 )
 from pyfastgan.gan.trainer import DCGAN, PRESETS, GANConfig, load, train
 
 __all__ = [
     "DCGAN",
     "OBJECTIVES",
+    "PENALTIES",
     "PRESETS",
     "Discriminator",
     "GANConfig",
     "Generator",
     "Objective",
+    "Penalty",
+    "Term",
     "discriminator_loss",
+    "discriminator_slopes",
     "generator_loss",
+    "generator_slope",
     "get_objective",
+    "get_penalty",
+    "gradient_penalty",
     "interpolate",
     "load",
+    "penalty_gradient",
+    "penalty_points",
+    "penalty_value",
     "train",
 ]
