@@ -1,6 +1,7 @@
 """Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
 
 from pyfastgan.gan.config import POINT_PRESETS, PRESETS, GANConfig, preset
+from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
@@ -32,6 +33,7 @@ __all__ = [
     "PENALTIES",
     "POINT_PRESETS",
     "PRESETS",
+    "CriticStep",
     "Discriminator",
     "GANConfig",
     "Generator",
@@ -42,6 +44,7 @@ __all__ = [
     "ResidualCritic",
     "ResidualGenerator",
     "Term",
+    "critic_step",
     "discriminator_loss",
     "discriminator_slopes",
     "generator_loss",

@@ -11,9 +11,9 @@ follow. Else autograd does the same by double backward, and `.plan` says why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from pyfastgan.gan.penalties import (
     check_trainable,
     check_weight,
     get_penalty,
-    gradient_penalty,
+    penalty_and_norm,
     penalty_gradient,
     penalty_points,
 )
@@ -51,6 +51,8 @@ class CriticStep:
         loss: adversarial + penalty.
         adversarial: The loss of the critic's outputs.
         penalty: The gradient penalty with its weight, 0 without one.
+        gradient_norm: The mean of |dD/dx| at the penalised points, 0 without a penalty; of this
+            rank's samples.
         finite: Whether the losses and all gradients are, a scalar of bool.
         plan: "fused", or "autograd: " and which layer could not be taken apart, and why.
     """
@@ -58,6 +60,7 @@ class CriticStep:
     loss: Tensor
     adversarial: Tensor
     penalty: Tensor
+    gradient_norm: Tensor
     finite: Tensor
     plan: str
 
@@ -139,7 +142,16 @@ def critic_step(
         batch = Batch(plan, real, fake.detach(), setting)
         with explicit(real.device):
             adversarial, penalised, gradients = batch.run()
-    return finish(gradients, adversarial, penalised, len(real), reason, skip_nonfinite, synchronize)
+    return finish(
+        gradients,
+        adversarial,
+        penalised,
+        len(real),
+        reason,
+        skip_nonfinite,
+        synchronize,
+        setting.norms,
+    )
 
 
 @dataclass
@@ -153,6 +165,7 @@ class Setting:
     loss_scale: float | Tensor
     noise: dict[str, Any]
     low: torch.dtype | None  # autocast's
+    norms: list[Tensor] = field(default_factory=list)  # found: their mean at each set of points
 
 
 class Batch:
@@ -230,8 +243,9 @@ class Batch:
                 moved = []
                 for name in self.points:
                     at, weight = self.at[name], self.setting.weight
-                    value, v = penalty_gradient(self.setting.penalty, gradient[at], weight)
+                    value, v, norms = penalty_gradient(self.setting.penalty, gradient[at], weight)
                     penalty = penalty + value
+                    self.setting.norms.append(norms.mean())
                     moved.append(v * count)
                 tangent = torch.cat(moved) if len(moved) > 1 else moved[0]
         only_points = "between" in self.points or "around" in self.points
@@ -488,7 +502,7 @@ def autograd_losses(
         adversarial = discriminator_loss(setting.loss, *outputs)
         if setting.penalty is None:
             return adversarial, torch.zeros_like(adversarial)
-        penalty = gradient_penalty(
+        penalty, norm = penalty_and_norm(
             critic,
             real,
             fake,
@@ -497,6 +511,7 @@ def autograd_losses(
             condition=setting.condition,
             **setting.noise,
         )
+        setting.norms.append(norm)
     return adversarial, penalty
 
 
@@ -513,6 +528,7 @@ def finish(
     reason: str | None,
     skip_nonfinite: bool,
     synchronize: bool,
+    norms: Sequence[Tensor] = (),
 ) -> CriticStep:
     """Averages over the ranks, looks whether all is finite, and adds to `.grad`."""
     losses = torch.stack([adversarial, penalty.to(adversarial.dtype)])
@@ -521,7 +537,8 @@ def finish(
         finite = add_gradients(gradients, losses, skip_nonfinite)
     adversarial, penalty = losses.unbind()
     plan = "fused" if reason is None else f"autograd: {reason}"
-    return CriticStep(adversarial + penalty, adversarial, penalty, finite, plan)
+    norm = torch.stack(list(norms)).mean() if norms else torch.zeros_like(penalty)
+    return CriticStep(adversarial + penalty, adversarial, penalty, norm, finite, plan)
 
 
 def merged(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pyfastgan import data as data_sets
-from pyfastgan.gan.autograd_step import critic_step
 from pyfastgan.gan.config import GANConfig, preset
+from pyfastgan.gan.critic_step import critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.level_sets import level_set_picture
@@ -144,6 +144,7 @@ class GAN:
                 seed=config.seed,
                 stream=_PENALTY_STREAM + step,
                 sample_offset=fabric.global_rank * len(real),
+                synchronize=False,  # the strategy averages when the optimizer steps
             )
         optimizer.step()
         if not due:
