@@ -215,7 +215,7 @@ class Batch:
             starts.append(one * (scale / count) if shared else slope * scale)
             factors.append(slope * count if shared else one)
         start = torch.cat(starts)
-        factor = torch.cat(factors) if self.wanted else None
+        factor = torch.cat(factors)
         deltas, by_sample = backward(plan, weights, values, kept, start, output, self.wanted)
 
         penalty = torch.zeros_like(adversarial)
@@ -327,7 +327,7 @@ def weight_gradients(
     values: dict[int, Tensor],
     kept: list[Kept],
     deltas: list[Tensor | None],
-    factor: Tensor | None,
+    factor: Tensor,
     tangent: Tensor | None,
     wanted: int,
     only_points: bool,
@@ -346,11 +346,7 @@ def weight_gradients(
             found[k] = gradient if before is None else before + gradient
 
     count = 0 if tangent is None else len(tangent)
-    whole = (
-        None
-        if factor is None
-        else torch.cat([factor, factor.new_ones(len(values[0]) - len(factor))])
-    )
+    whole = factor if wanted else None  # all are one
     tangents: dict[int, Tensor] = {} if tangent is None else {0: tangent}
     scaled: dict[int, Tensor] = {}
     seconds: list[tuple[Tensor | None, ...]] = [()] * len(plan.layers)
@@ -360,7 +356,7 @@ def weight_gradients(
         ts = tuple(tangents.get(v) for v in layer.inputs)
         extra: Kept = ()
         again = plan.bends[layer.output] if count else False
-        if any(t is not None for t in ts):
+        if plan.of_samples[layer.output] and any(t is not None for t in ts):
             part = tuple(t[:count] for t in kept[k])
             look = dy[:count] if layer.second_order and dy is not None else None
             tangents[layer.output], seconds[k], extra = layer.tangent(weights, ts, part, look)
@@ -398,14 +394,14 @@ def weight_gradients(
 
 
 def combined(
-    h: Tensor, t: Tensor | None, factor: Tensor | None, wanted: int, only_points: bool, own: bool
+    h: Tensor, t: Tensor | None, factor: Tensor, wanted: int, only_points: bool, own: bool
 ) -> Tensor:
     """N s_i h_i + t_i of the penalised samples, N s_i h_i of those that are `wanted` beside them, and
     h_i of the others; in h itself if it is our own.
 
     `only_points`: penalised samples have no loss, s_i = 0.
     """
-    if factor is None:
+    if wanted == 0:
         return h
     count = 0 if t is None else len(t)
     scale = per_sample(factor, h)
@@ -415,14 +411,14 @@ def combined(
         elif t is not None:
             torch.addcmul(t, h[:count], scale[:count], out=h[:count])
         if count < wanted:
-            h[count:wanted].mul_(scale[count:])
+            h[count:wanted].mul_(scale[count:wanted])
         return h
     parts = []
     if t is not None:
         t = t.to(h.dtype)
         parts.append(t if only_points else torch.addcmul(t, h[:count], scale[:count]))
     if count < wanted:
-        parts.append(h[count:wanted] * scale[count:])
+        parts.append(h[count:wanted] * scale[count:wanted])
     if wanted < len(h):
         parts.append(h[wanted:])
     return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -517,32 +513,29 @@ def finish(
     """Averages over the ranks, looks whether all is finite, and adds to `.grad`."""
     losses = torch.stack([adversarial, penalty.to(adversarial.dtype)])
     with torch.no_grad():
-        gradients, losses = merged(gradients, losses, count, synchronize)
+        gradients, losses = averaged(gradients, losses, count, synchronize)
         finite = add_gradients(gradients, losses, skip_nonfinite)
     adversarial, penalty = losses.unbind()
     plan = "fused" if reason is None else f"autograd: {reason}"
     return CriticStep(adversarial + penalty, adversarial, penalty, finite, plan)
 
 
-def merged(
+def averaged(
     gradients: Gradients, losses: Tensor, count: int, synchronize: bool
 ) -> tuple[Gradients, Tensor]:
-    """One gradient a parameter, and the mean over the ranks weighted by their samples."""
-    of: dict[nn.Parameter, Tensor] = {}
-    for p, g in gradients:
-        of[p] = of[p] + g if p in of else g
+    """The mean over the ranks, weighted by their samples, in one reduction."""
     distributed = torch.distributed
     if not (synchronize and distributed.is_available() and distributed.is_initialized()):
-        return list(of.items()), losses
-    dtype = max([losses.dtype, *(g.dtype for g in of.values())], key=lambda d: d.itemsize)
-    parts = [losses, *(g.reshape(-1) for g in of.values())]
+        return gradients, losses
+    dtype = max([losses.dtype, *(g.dtype for _, g in gradients)], key=lambda d: d.itemsize)
+    parts = [losses, *(g.reshape(-1) for _, g in gradients)]
     flat = torch.cat([part.to(dtype) * count for part in parts] + [losses.new_full((1,), count)])
     distributed.all_reduce(flat)
     flat = flat[:-1] / flat[-1]
     losses, *means = flat.split([part.numel() for part in parts])
     return [
         (p, mean.reshape(g.shape).to(g.dtype))
-        for (p, g), mean in zip(of.items(), means, strict=True)
+        for (p, g), mean in zip(gradients, means, strict=True)
     ], losses
 
 
@@ -607,8 +600,9 @@ def plan_of(
     critic: nn.Module, real: Tensor, condition: Tensor | None
 ) -> tuple[Plan | None, str | None]:
     """The plan of a critic, or None and why it has none."""
-    about = None if condition is None else (tuple(condition.shape[1:]), condition.dtype)
-    key = (tuple(real.shape[1:]), real.dtype, about)
+    about = () if condition is None else (str(condition.dtype), *condition.shape[1:])
+    # Of what `torch.compile` can write into its guards: a dtype is not.
+    key = (str(real.dtype), *real.shape[1:], *about)
     _make_plan(critic, key, real, condition)
     return critic._pyfastgan_plans.found[key]  # type: ignore[union-attr, operator]
 
