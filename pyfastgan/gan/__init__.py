@@ -1,5 +1,7 @@
 """Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
 
+from pyfastgan.gan.adversarial_step import AdversarialStep, adversarial_step
+from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.objectives import (
@@ -28,12 +30,16 @@ __all__ = [
     "OBJECTIVES",
     "PENALTIES",
     "PRESETS",
+    "AdversarialStep",
+    "CriticStep",
     "Discriminator",
     "GANConfig",
     "Generator",
     "Objective",
     "Penalty",
     "Term",
+    "adversarial_step",
+    "critic_step",
     "discriminator_loss",
     "discriminator_slopes",
     "generator_loss",
