@@ -144,7 +144,8 @@ def _finite_difference_call(op: Op, sample: Sample, device: str) -> Any:
         def put(value: Any) -> Any:
             return next(new) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        return op.function(*map(put, args), **{k: put(v) for k, v in kwargs.items()})
+        # A tuple, since a bare map would be read after the keyword arguments.
+        return op.function(*tuple(map(put, args)), **{k: put(v) for k, v in kwargs.items()})
 
     return call, inputs
 

@@ -1,5 +1,6 @@
 """Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
 
+from pyfastgan.gan.adversarial_step import AdversarialStep, adversarial_step
 from pyfastgan.gan.config import POINT_PRESETS, PRESETS, GANConfig, preset
 from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
@@ -33,6 +34,7 @@ __all__ = [
     "PENALTIES",
     "POINT_PRESETS",
     "PRESETS",
+    "AdversarialStep",
     "CriticStep",
     "Discriminator",
     "GANConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "ResidualCritic",
     "ResidualGenerator",
     "Term",
+    "adversarial_step",
     "critic_step",
     "discriminator_loss",
     "discriminator_slopes",

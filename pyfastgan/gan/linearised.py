@@ -286,7 +286,7 @@ class Sum(Layer):
 
     def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
         if self.mean:
-            dy = dy / math.prod(self.before[d - 1] for d in self.dims)
+            dy = dy / math.prod([self.before[d - 1] for d in self.dims])
         if not self.keepdim:
             for d in self.dims:
                 dy = dy.unsqueeze(d)

@@ -3,5 +3,6 @@ they replace."""
 
 from .bias_act import BiasAct
 from .blocks import ConvBlock, ConvTransposeBlock, FusedSequential
+from .norm_act import NormAct
 
-__all__ = ["BiasAct", "ConvBlock", "ConvTransposeBlock", "FusedSequential"]
+__all__ = ["BiasAct", "ConvBlock", "ConvTransposeBlock", "FusedSequential", "NormAct"]
