@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyfastgan import data
-from pyfastgan.gan import DCGAN, PRESETS
+from pyfastgan.gan import GAN, PRESETS
 from pyfastgan.ops._registry import Row, ops
 
 CONFIG = PRESETS["dcgan"]
@@ -70,7 +70,7 @@ def tutorial_step(images, prepare=lambda network: network):
 
 
 def our_step(images):
-    system, fabric = DCGAN(CONFIG), Fabric(accelerator="cpu", devices=1)
+    system, fabric = GAN(CONFIG), Fabric(accelerator="cpu", devices=1)
     for name, network in system.networks.items():
         system.networks[name] = fabric.setup_module(network)
         system.optimizers[name] = fabric.setup_optimizers(system.optimizers[name])

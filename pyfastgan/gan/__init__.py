@@ -1,9 +1,11 @@
 """Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
 
 from pyfastgan.gan.adversarial_step import AdversarialStep, adversarial_step
+from pyfastgan.gan.config import POINT_PRESETS, PRESETS, GANConfig, preset
 from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
+from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.objectives import (
     OBJECTIVES,
     Objective,
@@ -23,20 +25,26 @@ from pyfastgan.gan.penalties import (
     penalty_points,
     penalty_value,
 )
-from pyfastgan.gan.trainer import DCGAN, PRESETS, GANConfig, load, train
+from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.trainer import GAN, load, train
 
 __all__ = [
-    "DCGAN",
+    "GAN",
     "OBJECTIVES",
     "PENALTIES",
+    "POINT_PRESETS",
     "PRESETS",
     "AdversarialStep",
     "CriticStep",
     "Discriminator",
     "GANConfig",
     "Generator",
+    "MLPCritic",
+    "MLPGenerator",
     "Objective",
     "Penalty",
+    "ResidualCritic",
+    "ResidualGenerator",
     "Term",
     "adversarial_step",
     "critic_step",
@@ -52,5 +60,6 @@ __all__ = [
     "penalty_gradient",
     "penalty_points",
     "penalty_value",
+    "preset",
     "train",
 ]

@@ -164,7 +164,9 @@ def adversarial_step(
         plan, reason = plan_of(critic, real, condition)
         turn = _both_by_autograd if plan is None else _both
         losses, gradients, value, by_sample = turn(critic, plan, real, fake, setting)
-        step = finish(gradients, *losses, len(real), reason, skip_nonfinite, synchronize)
+        step = finish(
+            gradients, *losses, len(real), reason, skip_nonfinite, synchronize, setting.norms
+        )
     found = torch.autograd.grad(made, trained, by_sample.to(made.dtype), allow_unused=True)
     pairs = [(p, g) for p, g in zip(trained, found, strict=True) if g is not None]
     with torch.no_grad():

@@ -5,6 +5,7 @@ taken apart, else autograd's double backward.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyfastgan.gan.penalties import (
     check_trainable,
     check_weight,
     get_penalty,
-    gradient_penalty,
+    penalty_and_norm,
 )
 
 
@@ -33,6 +34,8 @@ class CriticStep:
         loss: adversarial + penalty.
         adversarial: The loss of the critic's outputs.
         penalty: The gradient penalty with its weight, 0 without one.
+        gradient_norm: The mean of |dD/dx| at the penalised points, 0 without a penalty; of this
+            rank's samples.
         finite: Whether the losses and all gradients are, a scalar of bool.
         plan: "fused", or "autograd: " and which layer could not be taken apart, and why.
     """
@@ -40,6 +43,7 @@ class CriticStep:
     loss: Tensor
     adversarial: Tensor
     penalty: Tensor
+    gradient_norm: Tensor
     finite: Tensor
     plan: str
 
@@ -121,7 +125,16 @@ def critic_step(
         batch = Batch(plan, real, fake.detach(), setting)
         with explicit(real.device):
             adversarial, penalised, gradients = batch.run()
-    return finish(gradients, adversarial, penalised, len(real), reason, skip_nonfinite, synchronize)
+    return finish(
+        gradients,
+        adversarial,
+        penalised,
+        len(real),
+        reason,
+        skip_nonfinite,
+        synchronize,
+        setting.norms,
+    )
 
 
 def autograd_losses(
@@ -139,7 +152,7 @@ def autograd_losses(
 def autograd_penalty(critic: nn.Module, real: Tensor, fake: Tensor, setting: Setting) -> Tensor:
     """The penalty with its graph."""
     assert setting.penalty is not None
-    return gradient_penalty(
+    penalty, norm = penalty_and_norm(
         critic,
         real,
         fake,
@@ -148,6 +161,8 @@ def autograd_penalty(critic: nn.Module, real: Tensor, fake: Tensor, setting: Set
         condition=setting.condition,
         **setting.noise,
     )
+    setting.norms.append(norm)
+    return penalty
 
 
 def scores(critic: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
@@ -163,6 +178,7 @@ def finish(
     reason: str | None,
     skip_nonfinite: bool,
     synchronize: bool,
+    norms: Sequence[Tensor] = (),
 ) -> CriticStep:
     """Averages over the ranks, looks whether all is finite, and adds to `.grad`."""
     losses = torch.stack([adversarial, penalty.to(adversarial.dtype)])
@@ -171,7 +187,8 @@ def finish(
         finite = add_gradients(gradients, losses, skip_nonfinite)
     adversarial, penalty = losses.unbind()
     plan = "fused" if reason is None else f"autograd: {reason}"
-    return CriticStep(adversarial + penalty, adversarial, penalty, finite, plan)
+    norm = torch.stack(list(norms)).mean() if norms else torch.zeros_like(penalty)
+    return CriticStep(adversarial + penalty, adversarial, penalty, norm, finite, plan)
 
 
 def averaged(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Setting:
     loss_scale: float | Tensor
     noise: dict[str, Any]
     low: torch.dtype | None  # autocast's
+    norms: list[Tensor] = field(default_factory=list)  # found: their mean at each set of points
 
 
 class Batch:
@@ -114,7 +115,8 @@ class Batch:
                 moved = []
                 for name in self.points:
                     at, weight = self.at[name], self.setting.weight
-                    value, v = penalty_gradient(self.setting.penalty, gradient[at], weight)
+                    value, v, norms = penalty_gradient(self.setting.penalty, gradient[at], weight)
+                    self.setting.norms.append(norms.mean())
                     penalty = penalty + value
                     moved.append(v * count)
                 tangent = torch.cat(moved) if len(moved) > 1 else moved[0]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pyfastgan._names import check_choice
 from pyfastgan.gan.objectives import sample_scores
-from pyfastgan.ops import random_normal, random_uniform
+from pyfastgan.ops import norm_penalty, random_normal, random_uniform
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Penalty:
 
     Args:
         value: s (N,) -> the penalty p(s) of each sample (N,). Differentiable twice.
-        factor: s (N,) -> f(s) (N,), so that dp/dg = f(s) g: f = 2 p'(s), and 0 where s = 0.
+        kind: The same for `pyfastgan.ops.norm_penalty`, which has its derivative by g.
         points: Where: any of "real", "fake", "between", "around".
     """
 
     value: Callable[[Tensor], Tensor]
-    factor: Callable[[Tensor], Tensor]
+    kind: str
     points: tuple[str, ...]
 
 
@@ -53,26 +53,12 @@ def _norm(squared: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, squared, 1).sqrt(), squared)
 
 
-def _over_norm(numerator: Tensor, squared: Tensor) -> Tensor:
-    """numerator / |g|, and 0 where |g| = 0."""
-    zero = squared == 0
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, squared).sqrt())
-
-
 def _two_sided(squared: Tensor) -> Tensor:
     return (_norm(squared) - 1).square()
 
 
-def _two_sided_factor(squared: Tensor) -> Tensor:
-    return 2 * _over_norm(_norm(squared) - 1, squared)
-
-
 def _one_sided(squared: Tensor) -> Tensor:
     return torch.relu(_norm(squared) - 1).square()
-
-
-def _one_sided_factor(squared: Tensor) -> Tensor:
-    return 2 * _over_norm(torch.relu(_norm(squared) - 1), squared)
 
 
 def _half(squared: Tensor) -> Tensor:
@@ -80,12 +66,12 @@ def _half(squared: Tensor) -> Tensor:
 
 
 PENALTIES: dict[str, Penalty] = {
-    "wgan-gp": Penalty(_two_sided, _two_sided_factor, ("between",)),
-    "wgan-gp-one-sided": Penalty(_one_sided, _one_sided_factor, ("between",)),
-    "r1": Penalty(_half, torch.ones_like, ("real",)),
-    "r2": Penalty(_half, torch.ones_like, ("fake",)),
-    "r1r2": Penalty(_half, torch.ones_like, ("real", "fake")),
-    "dragan": Penalty(_two_sided, _two_sided_factor, ("around",)),
+    "wgan-gp": Penalty(_two_sided, "two-sided", ("between",)),
+    "wgan-gp-one-sided": Penalty(_one_sided, "one-sided", ("between",)),
+    "r1": Penalty(_half, "squared", ("real",)),
+    "r2": Penalty(_half, "squared", ("fake",)),
+    "r1r2": Penalty(_half, "squared", ("real", "fake")),
+    "dragan": Penalty(_two_sided, "two-sided", ("around",)),
 }
 
 
@@ -109,22 +95,20 @@ def penalty_value(penalty: str, squared: Tensor, weight: float = 1.0) -> Tensor:
     return weight * get_penalty(penalty).value(squared).mean()
 
 
-def penalty_gradient(penalty: str, g: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+def penalty_gradient(penalty: str, g: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The penalty of gradients at one set of points, and its derivative by each of them.
 
     Args:
         penalty: A name of `PENALTIES`.
-        g: (N, ...), the gradients of each sample's output.
+        g: (N, ...), the gradients of each sample's output, themselves without a graph.
         weight: Of the penalty.
 
     Returns:
-        `penalty_value` of the squared norms, and its derivative by g in closed form: of g's shape,
-        dtype and memory layout.
+        `penalty_value` of the squared norms; its derivative by g, of g's shape, dtype and memory
+        layout; and the norms (N,).
     """
-    row, squared = get_penalty(penalty), squared_norms(g)
-    factor = (weight / len(g)) * row.factor(squared)
-    factor = factor.reshape(-1, *[1] * (g.ndim - 1))
-    return weight * row.value(squared).mean(), (g * factor).to(g.dtype)
+    values, norms, slope = norm_penalty(g, get_penalty(penalty).kind, weight / len(g))
+    return values.sum(), slope, norms
 
 
 def penalty_points(
@@ -219,17 +203,35 @@ def gradient_penalty(
     """
     check_weight(weight, interval)
     check_trainable(critic)
-    row = get_penalty(penalty)
-    points = penalty_points(
-        penalty,
+    found, _ = penalty_and_norm(
+        critic,
         real,
         fake,
+        penalty=penalty,
+        weight=weight * interval,
+        condition=condition,
         seed=seed,
         stream=stream,
         sample_offset=sample_offset,
         generator=generator,
     )
-    parts = []
+    return found
+
+
+def penalty_and_norm(
+    critic: Callable[..., Tensor],
+    real: Tensor,
+    fake: Tensor | None,
+    *,
+    penalty: str,
+    weight: float,
+    condition: Any,
+    **noise: Any,
+) -> tuple[Tensor, Tensor]:
+    """`gradient_penalty`, and without a graph the mean norm of the gradients."""
+    row = get_penalty(penalty)
+    points = penalty_points(penalty, real, fake, **noise)
+    values, norms = [], []
     with torch.enable_grad():
         for x in points:
             x = x.detach().requires_grad_(True)
@@ -240,8 +242,10 @@ def gradient_penalty(
                 (g,) = torch.autograd.grad(scores.sum(), x, create_graph=True, allow_unused=True)
             if g is None:
                 raise ValueError("the critic's output must depend on its input, got a constant")
-            parts.append(row.value(squared_norms(g)).mean())
-    return weight * interval * sum(parts[1:], parts[0])
+            squared = squared_norms(g)
+            values.append(row.value(squared).mean())
+            norms.append(squared.detach().sqrt().mean())
+    return weight * sum(values[1:], values[0]), torch.stack(norms).mean()
 
 
 def check_weight(weight: float, interval: int) -> None:

@@ -66,17 +66,19 @@ def test_gradient_is_the_derivative_of_the_value(name: str) -> None:
         -1, 1, 1, 1
     )
     g.requires_grad_(True)
-    value = penalty_value(name, g.flatten(1).square().sum(1), 4.0)
-    (slope,) = torch.autograd.grad(value, g)
+    squared = g.flatten(1).square().sum(1)
+    value = penalty_value(name, squared, 4.0)
+    (slope,) = torch.autograd.grad(value, g, retain_graph=True)
     ours = penalty_gradient(name, g.detach(), 4.0)
-    torch.testing.assert_close(ours, (value.detach(), slope), rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours[:2], (value.detach(), slope), rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours[2], squared.detach().sqrt(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_gradient_of_zero_has_a_finite_penalty(name: str) -> None:
     g = torch.zeros(2, 4)
     g[1, 0] = 2.0
-    value, slope = penalty_gradient(name, g, 1.0)
+    value, slope, _ = penalty_gradient(name, g, 1.0)
     assert value.isfinite()
     assert torch.equal(slope[0], torch.zeros(4))
     assert slope[1].abs().sum() > 0
@@ -89,7 +91,7 @@ def test_a_gradient_of_zero_has_a_finite_penalty(name: str) -> None:
 def test_nan_is_not_hidden(name: str) -> None:
     g = torch.ones(2, 4)
     g[1, 0] = math.nan
-    value, slope = penalty_gradient(name, g, 1.0)
+    value, slope, _ = penalty_gradient(name, g, 1.0)
     assert value.isnan()
     assert slope[0].isfinite().all()
     assert slope[1].isnan().any()
@@ -97,7 +99,7 @@ def test_nan_is_not_hidden(name: str) -> None:
 
 def test_norms_of_half_gradients_are_float32() -> None:
     g = torch.full((2, 3, 64, 64), 20.0, dtype=torch.float16)  # |g|^2 = 4.9e6: not in float16
-    value, slope = penalty_gradient("r1", g, 1.0)
+    value, slope, _ = penalty_gradient("r1", g, 1.0)
     assert value.dtype == torch.float32
     assert slope.dtype == torch.float16
     assert float(value) == pytest.approx(0.5 * 400 * 3 * 64 * 64)
