@@ -115,7 +115,7 @@ def real_half(net: nn.Module, real: torch.Tensor) -> tuple[Any, Any]:
             slope = -torch.sigmoid(-output[:, 0])
             deltas, g = backward(plan, weights, values, kept, ones, output, count)
             assert g is not None
-            _, v = penalty_gradient("r1", g * count, 10.0)
+            _, v, _ = penalty_gradient("r1", g * count, 10.0)
             found = weight_gradients(
                 plan, weights, values, kept, deltas, slope, v * count, count, False
             )

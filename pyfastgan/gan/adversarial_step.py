@@ -165,7 +165,7 @@ def adversarial_step(
         turn = _both_by_autograd if plan is None else _both
         losses, gradients, value, by_sample = turn(critic, plan, real, fake, setting)
         step = finish(
-            gradients, *losses, setting.norms, len(real), reason, skip_nonfinite, synchronize
+            gradients, *losses, len(real), reason, skip_nonfinite, synchronize, setting.norms
         )
     found = torch.autograd.grad(made, trained, by_sample.to(made.dtype), allow_unused=True)
     pairs = [(p, g) for p, g in zip(trained, found, strict=True) if g is not None]

@@ -24,7 +24,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from pyfastgan import ops
 from pyfastgan.gan import linearised as lin
 from pyfastgan.gan.sources import Expression, Parameter, Source, Spectral
-from pyfastgan.nn import BiasAct, ConvBlock, ConvTransposeBlock
+from pyfastgan.nn import BiasAct, ConvBlock, ConvTransposeBlock, NormAct
 
 
 class Unsupported(Exception):
@@ -67,6 +67,7 @@ class Plan:
 
     def finish(self) -> None:
         """Lets biases join the activations behind them, and finds when what is free."""
+        self._join_activations()
         makers = {layer.output: layer for layer in self.layers}
         users: dict[int, list[lin.Layer]] = {}
         for layer in self.layers:
@@ -98,12 +99,25 @@ class Plan:
             harmless = (lin.Affine, lin.Add, lin.Resample, lin.Sum)
             used = [isinstance(user, harmless) for user in users.get(v, [])]
             self.owned[v] = not layer.aliases and all(used) and v != self.output
-            if isinstance(layer, (lin.Concatenate, lin.Multiply, lin.Norm, lin.FixedNorm)):
+            if isinstance(
+                layer, (lin.Concatenate, lin.Multiply, lin.GroupNorm, lin.LayerNorm, lin.FixedNorm)
+            ):
                 self.owned[v] = False
         last = {v: k for k, layer in enumerate(self.layers) for v in layer.inputs}
         self.last_use = [[] for _ in self.layers]
         for v, k in last.items():
             self.last_use[k].append(v)
+
+    def _join_activations(self) -> None:
+        """Norms take the activation behind them, if nobody else looks at their output."""
+        norms = {layer.output: layer for layer in self.layers if isinstance(layer, lin.GroupNorm)}
+        uses = [v for layer in self.layers for v in layer.inputs] + [self.output]
+        for layer in [layer for layer in self.layers if isinstance(layer, lin.Act)]:
+            norm = norms.get(layer.inputs[0])
+            plain = layer.gain == 1.0 and layer.clamp is None
+            if norm is not None and plain and uses.count(norm.output) == 1:
+                norm.act, norm.slope, norm.output = layer.act, layer.slope, layer.output
+                self.layers.remove(layer)
 
 
 class _Proxy(fx.Proxy):
@@ -761,34 +775,35 @@ def _batch_norm(b: _Reader, name: str, m: Any, x: Value) -> Value:
     return b.emit(lin.FixedNorm, name, (x,), x.meta, *statistics, *more)
 
 
-def _norm(
-    b: _Reader, name: str, m: Any, x: Value, groups: int | None, shape: tuple[int, ...]
-) -> Value:
-    if x.meta.dim() < 3 and groups is not None and x.meta.size(1) == groups:
+def _group_norm(b: _Reader, name: str, m: Any, x: Value, groups: int) -> Value:
+    if math.prod(x.meta.shape[2:]) * x.meta.size(1) == groups:
         raise Unsupported("normalises single values")
-    return b.emit(
-        lin.Norm,
-        name,
-        (x,),
-        x.meta,
-        groups,
-        shape,
-        b.weight(m, "weight"),
-        b.weight(m, "bias"),
-        m.eps,
-    )
+    affine = b.weight(m, "weight"), b.weight(m, "bias")
+    return b.emit(lin.GroupNorm, name, (x,), x.meta, groups, *affine, m.eps)
 
 
 def _instance_norm(b: _Reader, name: str, m: Any, x: Value) -> Value:
     if m.track_running_stats:
         raise Unsupported("keeps running statistics")
-    return _norm(b, name, m, x, x.meta.size(1), ())
+    return _group_norm(b, name, m, x, x.meta.size(1))
 
 
 def _layer_norm(b: _Reader, name: str, m: Any, x: Value) -> Value:
     if len(m.normalized_shape) >= x.meta.dim():
         raise Unsupported("mixes samples")
-    return _norm(b, name, m, x, None, tuple(m.normalized_shape))
+    affine = b.weight(m, "weight"), b.weight(m, "bias")
+    return b.emit(lin.LayerNorm, name, (x,), x.meta, tuple(m.normalized_shape), *affine, m.eps)
+
+
+def _norm_act(b: _Reader, name: str, m: Any, x: Value) -> Value:
+    if m.norm == "batch":
+        y = _batch_norm(b, name, m, x)
+    elif m.running_mean is not None:
+        raise Unsupported("keeps running statistics")
+    else:
+        groups = {"instance": x.meta.size(1), "layer": 1}.get(m.norm, m.groups)
+        y = _group_norm(b, name, m, x, groups)
+    return activate(b, name, y, m.act, slope=m.slope)
 
 
 def _dropout(b: _Reader, name: str, m: Any, x: Value) -> Value:
@@ -913,7 +928,8 @@ MODULES: dict[Any, Callable[..., Value]] = {
     nn.ZeroPad2d: lambda b, name, m, x: _pad(b, name, x, m.padding),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),
-    nn.GroupNorm: lambda b, name, m, x: _norm(b, name, m, x, m.num_groups, ()),
+    nn.GroupNorm: lambda b, name, m, x: _group_norm(b, name, m, x, m.num_groups),
+    NormAct: _norm_act,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout),

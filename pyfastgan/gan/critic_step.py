@@ -5,6 +5,7 @@ taken apart, else autograd's double backward.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,11 +129,11 @@ def critic_step(
         gradients,
         adversarial,
         penalised,
-        setting.norms,
         len(real),
         reason,
         skip_nonfinite,
         synchronize,
+        setting.norms,
     )
 
 
@@ -173,11 +174,11 @@ def finish(
     gradients: Gradients,
     adversarial: Tensor,
     penalty: Tensor,
-    norms: list[Tensor],
     count: int,
     reason: str | None,
     skip_nonfinite: bool,
     synchronize: bool,
+    norms: Sequence[Tensor] = (),
 ) -> CriticStep:
     """Averages over the ranks, looks whether all is finite, and adds to `.grad`."""
     losses = torch.stack([adversarial, penalty.to(adversarial.dtype)])
@@ -186,7 +187,7 @@ def finish(
         finite = add_gradients(gradients, losses, skip_nonfinite)
     adversarial, penalty = losses.unbind()
     plan = "fused" if reason is None else f"autograd: {reason}"
-    norm = torch.stack(norms).mean() if norms else torch.zeros_like(penalty)
+    norm = torch.stack(list(norms)).mean() if norms else torch.zeros_like(penalty)
     return CriticStep(adversarial + penalty, adversarial, penalty, norm, finite, plan)
 
 

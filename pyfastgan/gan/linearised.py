@@ -23,11 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyfastgan.ops._common import dense, is_channels_last
 from pyfastgan.ops.bias_act import ACTIVATIONS
 from pyfastgan.ops.bias_act import _backward as _act_backward
 from pyfastgan.ops.bias_act import _backward_backward as _act_backward_backward
 from pyfastgan.ops.bias_act import _forward as _act_forward
+from pyfastgan.ops.norm_act import _backward as _norm_backward
+from pyfastgan.ops.norm_act import _backward_backward as _norm_backward_backward
+from pyfastgan.ops.norm_act import _forward as _norm_forward
 
 aten = torch.ops.aten
 Weights = list[Tensor]
@@ -51,7 +53,7 @@ def weighted_sum(dy: Tensor, a: Maybe, dim: int = 1) -> Tensor:
     """The sum of a_i dy_i over all dimensions but `dim`, accumulated in float32 or better."""
     dim %= dy.dim()
     inner = [k for k in range(1, dy.dim()) if k != dim]
-    exact = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    exact = _exact_dtype(dy)
     sums = dy.sum(inner, dtype=exact) if inner else dy.to(exact)
     return sums.sum(0) if a is None else a.to(exact) @ sums
 
@@ -523,23 +525,71 @@ class FixedNorm(Layer):
         return found
 
 
-def _laid_as(u: Tensor, x: Tensor) -> Tensor:
-    """u in x's memory layout, on which torch's kernels rely without looking."""
-    return (
-        u.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else u.contiguous()
-    )
+@dataclass
+class GroupNorm(Layer):
+    """Group, instance or layer norm over channels and positions, with the activation behind it, by
+    `pyfastgan.ops.norm_act`, whose kernel of second order is just what tangents need."""
+
+    groups: int
+    weight: int | None
+    bias: int | None
+    eps: float
+    act: str = "linear"
+    slope: float = 0.2
+
+    second_order: ClassVar[bool] = True
+
+    def weights(self) -> tuple[int, ...]:
+        return tuple(k for k in (self.weight, self.bias) if k is not None)
+
+    def _settings(self, w: Weights, x: Tensor) -> tuple[Any, ...]:
+        exact = _exact_dtype(x)
+        parts = [None if k is None else w[k].to(exact) for k in (self.weight, self.bias)]
+        return (*parts, "group", self.groups, self.eps, self.act, self.slope)
+
+    def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
+        (x,) = xs
+        y, mean, var = _norm_forward(x, *self._settings(w, x))
+        return y, (x, mean, var)
+
+    def _backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
+        x = kept[0]
+        return _norm_backward(dy.to(x.dtype), *kept, *self._settings(w, x))
+
+    def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
+        return (self._backward(w, dy, kept)[0],)
+
+    def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
+        (t,) = ts
+        assert t is not None
+        assert dy is not None
+        x = kept[0]
+        zeros = torch.zeros(x.size(1), dtype=_exact_dtype(x), device=x.device)
+        t, dy = t.to(x.dtype), dy.to(x.dtype)
+        settings = self._settings(w, x)
+        ty, q, *of_weights = _norm_backward_backward(t, zeros, zeros, dy, *kept, *settings)
+        return ty, (q,), tuple(of_weights)
+
+    def weight_gradients(
+        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
+    ) -> list[tuple[int, Tensor]]:
+        if not self.weights():
+            return []
+        _, *found = self._backward(w, _scaled(dy, a), kept)
+        sums = [one + other for one, other in zip(found, extra, strict=True)] if extra else found
+        numbers = (self.weight, self.bias)
+        return [(k, g) for k, g in zip(numbers, sums, strict=True) if k is not None]
 
 
 @dataclass
-class Norm(Layer):
-    """Instance, group or layer norm, in float32 or better.
+class LayerNorm(Layer):
+    """Layer norm over the last dimensions, in float32 or better.
 
-    With z = (x - mean) / sd over the n values of a group and P u = (u - mean u - z mean(z u)) / sd,
+    With z = (x - mean) / sd over the n values of a row and P u = (u - mean u - z mean(z u)) / sd,
     which is symmetric: dy/dx = weight P, and the derivative of <u, P t> by x is
     -(<z, t> P u + <z, u> P t + <u, P t> z) / (n sd).
     """
 
-    groups: int | None  # None: layer norm over the dimensions of `shape`
     shape: tuple[int, ...]
     weight: int | None
     bias: int | None
@@ -551,63 +601,24 @@ class Norm(Layer):
         return tuple(k for k in (self.weight, self.bias) if k is not None)
 
     def _exact(self, x: Tensor) -> Tensor:
-        return x if x.dtype == torch.float64 else x.float()
+        return x.to(_exact_dtype(x)).contiguous()
 
     def _get(self, w: Weights, k: int | None) -> Maybe:
         return None if k is None else self._exact(w[k])
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
-        x = dense(self._exact(xs[0]))
-        weight, bias = self._get(w, self.weight), self._get(w, self.bias)
-        if self.groups is None:
-            y, mean, spread = aten.native_layer_norm.default(x, self.shape, weight, bias, self.eps)
-        else:
-            y, mean, spread = aten.native_group_norm.default(
-                x, weight, bias, *self._sizes(x), self.groups, self.eps
-            )
+        x = self._exact(xs[0])
+        affine = self._get(w, self.weight), self._get(w, self.bias)
+        y, mean, spread = aten.native_layer_norm.default(x, self.shape, *affine, self.eps)
         return y.to(xs[0].dtype), (x, mean, spread)
-
-    def _sizes(self, x: Tensor) -> tuple[int, int, int]:
-        return x.size(0), x.size(1), math.prod(x.shape[2:])
 
     def _project(self, weight: Maybe, u: Tensor, kept: Kept) -> Tensor:
         """P (weight * u)."""
         x, mean, spread = kept
-        u, mask = self._exact(u), [True, False, False]
-        if self.groups is None:
-            return aten.native_layer_norm_backward.default(
-                u.contiguous(), x, self.shape, mean, spread, weight, None, mask
-            )[0]
-        return aten.native_group_norm_backward.default(
-            _laid_as(u, x), x, mean, spread, weight, *self._sizes(x), self.groups, mask
+        mask = [True, False, False]
+        return aten.native_layer_norm_backward.default(
+            self._exact(u), x, self.shape, mean, spread, weight, None, mask
         )[0]
-
-    def _over_groups(self, u: Tensor) -> Tensor:
-        """A sum over each group, ready to be broadcast in the grouped view."""
-        if self.groups is None:
-            return u.sum(list(range(-len(self.shape), 0)), keepdim=True)
-        return u.sum(list(range(2, u.dim())), keepdim=True)
-
-    def _grouped(self, u: Tensor) -> Tensor:
-        return u if self.groups is None else u.unflatten(1, (self.groups, -1))
-
-    def _broadcast(self, statistic: Tensor, like: Tensor) -> Tensor:
-        if self.groups is None:
-            return statistic
-        return statistic.reshape(like.size(0), self.groups, *[1] * (like.dim() - 1))
-
-    def _normal(self, kept: Kept) -> Tensor:
-        """z, in the grouped view."""
-        x, mean, spread = kept
-        return (self._grouped(x) - self._broadcast(mean, x)) * self._broadcast(spread, x)
-
-    def _weighted(self, w: Weights, u: Tensor) -> Tensor:
-        weight = self._get(w, self.weight)
-        if weight is None:
-            return u
-        if self.groups is not None:
-            weight = weight.reshape(-1, *[1] * (u.dim() - 2))
-        return u * weight
 
     def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
         return (self._project(self._get(w, self.weight), dy, kept),)
@@ -616,19 +627,19 @@ class Norm(Layer):
         t = ts[0]
         assert t is not None
         assert dy is not None
-        t, u = self._exact(t), self._weighted(w, self._exact(dy))
+        weight = self._get(w, self.weight)
+        t, u = self._exact(t), self._exact(dy)
+        u = u if weight is None else u * weight
         pt, pu = self._project(None, t, kept), self._project(None, u, kept)
-        z, grouped = self._normal(kept), self._grouped
-        count = self._grouped(t)[0].numel() // (self.groups or 1)
-        if self.groups is None:
-            count = math.prod(self.shape)
-        total = (
-            self._over_groups(z * grouped(t)) * grouped(pu)
-            + self._over_groups(z * grouped(u)) * grouped(pt)
-            + self._over_groups(grouped(u) * grouped(pt)) * z
-        )
-        q = total * (self._broadcast(kept[2], kept[0]) / -count)
-        return self._weighted(w, pt), (q.reshape(t.shape),), (pt,)
+        x, mean, spread = kept
+        z, dims = (x - mean) * spread, list(range(-len(self.shape), 0))
+
+        def over_rows(v: Tensor) -> Tensor:
+            return v.sum(dims, keepdim=True)
+
+        total = over_rows(z * t) * pu + over_rows(z * u) * pt + over_rows(u * pt) * z
+        q = total * (spread / -math.prod(self.shape))
+        return (pt if weight is None else pt * weight), (q,), (pt,)
 
     def weight_gradients(
         self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
@@ -636,27 +647,18 @@ class Norm(Layer):
         if not self.weights():
             return []
         x, mean, spread = kept
-        dy, exact = self._exact(dy), self._get(w, self.weight)
-        total = _scaled(dy, a)
-        if self.groups is None:
-            bias = self._get(w, self.bias)
-            _, by_weight, by_bias = aten.native_layer_norm_backward.default(
-                total.contiguous(), x, self.shape, mean, spread, exact, bias, [False, True, True]
-            )
-        else:
-            # Without the first output torch's kernel for channels-last crashes.
-            mask = [is_channels_last(x), True, True]
-            _, by_weight, by_bias = aten.native_group_norm_backward.default(
-                _laid_as(total, x), x, mean, spread, exact, *self._sizes(x), self.groups, mask
-            )
+        dy, affine = self._exact(dy), (self._get(w, self.weight), self._get(w, self.bias))
+        _, by_weight, by_bias = aten.native_layer_norm_backward.default(
+            _scaled(dy, a), x, self.shape, mean, spread, *affine, [False, True, True]
+        )
         found = [] if self.bias is None else [(self.bias, by_bias)]
         if self.weight is not None:
             for pt in extra:
-                by_weight = by_weight + self._over_samples(dy[: pt.size(0)] * pt)
+                rows = list(range(dy.dim() - len(self.shape)))
+                by_weight = by_weight + (dy[: len(pt)] * pt).sum(rows)
             found.append((self.weight, by_weight))
         return found
 
-    def _over_samples(self, u: Tensor) -> Tensor:
-        if self.groups is None:
-            return u.sum(list(range(u.dim() - len(self.shape))))
-        return weighted_sum(u, None)
+
+def _exact_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -116,8 +116,8 @@ class Batch:
                 for name in self.points:
                     at, weight = self.at[name], self.setting.weight
                     value, v, norms = penalty_gradient(self.setting.penalty, gradient[at], weight)
-                    penalty = penalty + value
                     self.setting.norms.append(norms.mean())
+                    penalty = penalty + value
                     moved.append(v * count)
                 tangent = torch.cat(moved) if len(moved) > 1 else moved[0]
         only_points = "between" in self.points or "around" in self.points
