@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pyfastgan._names import check_choice
 from pyfastgan.gan.objectives import sample_scores
-from pyfastgan.ops import norm_penalty, random_normal, random_uniform
+from pyfastgan.ops import random_normal, random_uniform
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Penalty:
 
     Args:
         value: s (N,) -> the penalty p(s) of each sample (N,). Differentiable twice.
-        kind: The same for `pyfastgan.ops.norm_penalty`, which has its derivative by g.
+        factor: |g| (N,) -> f(|g|) (N,), so that dp/dg = f g; 0 where |g| = 0.
         points: Where: any of "real", "fake", "between", "around".
     """
 
     value: Callable[[Tensor], Tensor]
-    kind: str
+    factor: Callable[[Tensor], Tensor]
     points: tuple[str, ...]
 
 
@@ -57,8 +57,17 @@ def _two_sided(squared: Tensor) -> Tensor:
     return (_norm(squared) - 1).square()
 
 
+def _two_sided_factor(norm: Tensor) -> Tensor:
+    zero = norm == 0
+    return torch.where(zero, 0, 2 - 2 / torch.where(zero, 1, norm))
+
+
 def _one_sided(squared: Tensor) -> Tensor:
     return torch.relu(_norm(squared) - 1).square()
+
+
+def _one_sided_factor(norm: Tensor) -> Tensor:
+    return torch.relu(_two_sided_factor(norm))
 
 
 def _half(squared: Tensor) -> Tensor:
@@ -66,12 +75,12 @@ def _half(squared: Tensor) -> Tensor:
 
 
 PENALTIES: dict[str, Penalty] = {
-    "wgan-gp": Penalty(_two_sided, "two-sided", ("between",)),
-    "wgan-gp-one-sided": Penalty(_one_sided, "one-sided", ("between",)),
-    "r1": Penalty(_half, "squared", ("real",)),
-    "r2": Penalty(_half, "squared", ("fake",)),
-    "r1r2": Penalty(_half, "squared", ("real", "fake")),
-    "dragan": Penalty(_two_sided, "two-sided", ("around",)),
+    "wgan-gp": Penalty(_two_sided, _two_sided_factor, ("between",)),
+    "wgan-gp-one-sided": Penalty(_one_sided, _one_sided_factor, ("between",)),
+    "r1": Penalty(_half, torch.ones_like, ("real",)),
+    "r2": Penalty(_half, torch.ones_like, ("fake",)),
+    "r1r2": Penalty(_half, torch.ones_like, ("real", "fake")),
+    "dragan": Penalty(_two_sided, _two_sided_factor, ("around",)),
 }
 
 
@@ -84,7 +93,7 @@ def get_penalty(name: str) -> Penalty:
 def squared_norms(g: Tensor) -> Tensor:
     """|g|^2 of each sample, (N, ...) to (N,), summed in float32 or better."""
     g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-    return g.flatten(1).square().sum(1)
+    return g.reshape(len(g), -1).square().sum(1)
 
 
 def penalty_value(penalty: str, squared: Tensor, weight: float = 1.0) -> Tensor:
@@ -100,15 +109,21 @@ def penalty_gradient(penalty: str, g: Tensor, weight: float = 1.0) -> tuple[Tens
 
     Args:
         penalty: A name of `PENALTIES`.
-        g: (N, ...), the gradients of each sample's output, themselves without a graph.
+        g: (N, ...), the gradients of each sample's output.
         weight: Of the penalty.
 
     Returns:
         `penalty_value` of the squared norms; its derivative by g, of g's shape, dtype and memory
         layout; and the norms (N,).
     """
-    values, norms, slope = norm_penalty(g, get_penalty(penalty).kind, weight / len(g))
-    return values.sum(), slope, norms
+    row = get_penalty(penalty)
+    # Over all dimensions at once: flattening would copy what is channels-last.
+    inner = list(range(1, g.ndim))
+    wide = torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else g.dtype
+    norms = torch.linalg.vector_norm(g, dim=inner, dtype=wide) if inner else g.to(wide).abs()
+    factor = (weight / len(g)) * row.factor(norms)
+    slope = (g * factor.reshape(-1, *[1] * len(inner))).to(g.dtype)
+    return weight * row.value(norms.square()).mean(), slope, norms
 
 
 def penalty_points(

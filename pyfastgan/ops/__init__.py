@@ -6,13 +6,11 @@ the file's name.
 
 from .bias_act import bias_act
 from .norm_act import norm_act
-from .norm_penalty import norm_penalty
 from .random import random_normal, random_uniform, random_words
 
 __all__ = [
     "bias_act",
     "norm_act",
-    "norm_penalty",
     "random_normal",
     "random_uniform",
     "random_words",

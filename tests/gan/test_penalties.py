@@ -106,6 +106,19 @@ def test_norms_of_half_gradients_are_float32() -> None:
     torch.testing.assert_close(slope, g / 2)
 
 
+def test_a_sample_may_be_a_number() -> None:
+    value, slope, norms = penalty_gradient("wgan-gp", torch.tensor([-3.0, 0.5]), 1.0)
+    torch.testing.assert_close(norms, torch.tensor([3.0, 0.5]))
+    torch.testing.assert_close(value, torch.tensor((4 + 0.25) / 2))
+    torch.testing.assert_close(slope, torch.tensor([-2.0, -0.5]))
+
+
+def test_the_slope_lies_in_memory_as_the_gradient_does() -> None:
+    g = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    for name in PENALTIES:
+        assert penalty_gradient(name, g)[1].stride() == g.stride()
+
+
 def test_r1_of_weight_w_on_a_linear_critic_is_half_w_times_a_squared() -> None:
     a = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     value = gradient_penalty(linear(a), REAL, penalty="r1", weight=0.3)
