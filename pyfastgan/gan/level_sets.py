@@ -41,7 +41,9 @@ def level_set_picture(
     x, y = (line.numpy() for line in lines)
     if np.isfinite(heights).all() and np.ptp(heights) > 0:
         axes.contourf(x, y, heights, levels=_LEVELS, cmap="Blues_r", alpha=0.5)
-        axes.contour(x, y, heights, levels=_LEVELS, colors="0.3", linewidths=0.5, linestyles="solid")
+        axes.contour(
+            x, y, heights, levels=_LEVELS, colors="0.3", linewidths=0.5, linestyles="solid"
+        )
     for drawn, colour, label in ((data, "tab:orange", "data"), (samples, "tab:green", "samples")):
         if drawn is not None:
             along, up = drawn.float().cpu().T.numpy()

@@ -58,8 +58,8 @@ def _two_sided(squared: Tensor) -> Tensor:
 
 
 def _two_sided_factor(norm: Tensor) -> Tensor:
-    zero = norm == 0
-    return torch.where(zero, 0, 2 - 2 / torch.where(zero, 1, norm))
+    # With 1 in the place of 0 the factor is 0 there.
+    return 2 - 2 / torch.where(norm == 0, 1, norm)
 
 
 def _one_sided(squared: Tensor) -> Tensor:

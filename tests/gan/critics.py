@@ -20,7 +20,9 @@ def plain(act: nn.Module | None = None, norm: type[nn.Module] | None = None) -> 
     act = nn.LeakyReLU(0.2) if act is None else act
     layers = [nn.Conv2d(3, 6, 4, 2, 1), act, nn.Conv2d(6, 8, 3, 1, 1)]
     layers += [] if norm is None else [norm(8)]  # type: ignore[call-arg]
-    return nn.Sequential(*layers, act, nn.Conv2d(8, 4, 4, 2, 1), act, nn.Flatten(), nn.Linear(16, 1))
+    return nn.Sequential(
+        *layers, act, nn.Conv2d(8, 4, 4, 2, 1), act, nn.Flatten(), nn.Linear(16, 1)
+    )
 
 
 class Residual(nn.Module):

@@ -126,10 +126,14 @@ def test_any_widths_kernels_and_strides(data: st.DataObject) -> None:
 def test_samples_that_are_no_images(dims: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     if dims == 0:
-        critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+        critic = nn.Sequential(
+            nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)
+        )
     else:
         conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims](2, 4, 3, 2)
-        critic = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * (2 ** dims if dims == 3 else 4), 1))
+        critic = nn.Sequential(
+            conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * (2**dims if dims == 3 else 4), 1)
+        )
     critic = critic.double()
     real, fake = torch.randn(2, 5, 2, *shape, dtype=torch.float64)
     exact = by_autograd(critic, real, fake, "wgan", "wgan-gp", seed=1)
@@ -190,7 +194,9 @@ def test_one_weight_gradient_a_layer() -> None:
     calls: list[Any] = []
 
     class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.ops.aten.convolution_backward.default:
                 calls.append(args[-1])
             return func(*args, **(kwargs or {}))
@@ -472,7 +478,11 @@ def test_memory_and_labels() -> None:
         ({"weight": -1.0}, ValueError, "weight must be finite and at least 0, got -1.0"),
         ({"interval": 0}, ValueError, "interval must be at least 1"),
         ({"fake": torch.zeros(4, 3, 8, 9)}, ValueError, "real and fake must be of one shape"),
-        ({"real": torch.zeros(4, 3, 8, 8, dtype=torch.int64)}, TypeError, "real must be a floating"),
+        (
+            {"real": torch.zeros(4, 3, 8, 8, dtype=torch.int64)},
+            TypeError,
+            "real must be a floating",
+        ),
         ({"critic": lambda x: x}, TypeError, "critic must be a torch.nn.Module, got function"),
         ({"critic": critics.plain().requires_grad_(False)}, ValueError, "frozen"),
         (

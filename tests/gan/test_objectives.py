@@ -220,8 +220,8 @@ def test_slopes_are_the_derivatives_of_the_losses(name: str, shape: tuple[int, .
     """Large and small outputs on both sides of every kink, and on it."""
     torch.manual_seed(2)
     real, fake = (3 * torch.randn(shape, dtype=torch.float64) for _ in range(2))
-    real.view(-1)[:2] = torch.tensor([1.0, 900.0])
-    fake.view(-1)[:2] = torch.tensor([-1.0, -900.0])
+    real.view(-1)[:4] = torch.tensor([1.0, 900.0, 0.5, -0.5])
+    fake.view(-1)[:4] = torch.tensor([-1.0, -900.0, -0.5, 0.5])
     real.requires_grad_(True), fake.requires_grad_(True)
     loss = discriminator_loss(name, real, fake)
     expected = torch.autograd.grad(loss, (real, fake))
