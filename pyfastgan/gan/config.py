@@ -137,8 +137,9 @@ PRESETS: dict[str, GANConfig] = {
         steps=4000,
         objective="relativistic",
         penalty="r1r2",
-        penalty_weight=1.0,
-        learning_rate=2e-4,
+        # Networks this small draw sharper digits with a higher rate than the paper's 2e-4.
+        penalty_weight=0.5,
+        learning_rate=6e-4,
         betas=(0.0, 0.99),
     ),
 }
