@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyfastgan import data
-from pyfastgan.gan import DCGAN, PRESETS
+from pyfastgan.gan import GAN, PRESETS
 from pyfastgan.ops._registry import Row, ops
 
 DIGITS = replace(PRESETS["dcgan"], image_size=16, channels=1)
@@ -84,7 +84,7 @@ def tutorial_step(config, images, prepare=lambda network: network, tuned=False, 
 
 
 def our_step(config, images, precision="32-true"):
-    system = DCGAN(config)
+    system = GAN(config)
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     for name, network in system.networks.items():
         system.networks[name] = fabric.setup_module(network)

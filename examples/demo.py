@@ -22,7 +22,7 @@ import torch
 from lightning_fabric import Fabric
 
 import pyfastgan as pf
-from pyfastgan.gan import DCGAN, PRESETS, GANConfig
+from pyfastgan.gan import GAN, PRESETS, GANConfig
 from pyfastgan.metrics import FID, digits_classifier, fid
 
 SAMPLES = 1000
@@ -46,7 +46,7 @@ def main() -> int:
         GANConfig, PRESETS["dcgan"], steps=arguments.steps, image_size=size, channels=1
     )
     torch.manual_seed(config.seed)
-    untrained = DCGAN(config).networks["generator"].eval()
+    untrained = GAN(config).networks["generator"].eval()
 
     print(
         f"Measuring the speed of a training step ({torch.get_num_threads()} threads) ...",
@@ -97,7 +97,7 @@ def images_per_second(
     """Images a second of a training step on each path: medians of interleaved rounds."""
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     torch.manual_seed(config.seed)
-    systems = {name: DCGAN(config) for name in PATHS}
+    systems = {name: GAN(config) for name in PATHS}
     for system in systems.values():
         for name, network in system.networks.items():
             system.networks[name] = fabric.setup_module(network)

@@ -100,15 +100,21 @@ def _train(words: list[str]) -> int:
     _check_options(words, preset)
     first = parser.parse_args(words)
     out = Path(first.out)
-    # Later ones win: the preset, the run that is resumed, the file, the command line.
-    base = preset
+    files = [first.config] if first.config is not None else []
     if first.resume:
         _check_name(out, name)
-        base = _with_file(base, out / "config.yaml")
-    if first.config is not None:
-        base = _with_file(base, first.config)
-    parser.set_defaults(to_dict(base))
-    chosen = vars(parser.parse_args(words))
+        files.insert(0, out / "config.yaml")
+
+    def choose(base: TrainConfig) -> dict[str, Any]:
+        # Later ones win: the preset, the run that is resumed, the file, the command line.
+        for file in files:
+            base = _with_file(base, file)
+        parser.set_defaults(to_dict(base))
+        return vars(parser.parse_args(words))
+
+    chosen = choose(preset)
+    if hasattr(family, "preset"):  # one that has other presets for other kinds of data
+        chosen = choose(family.preset(name, chosen["data"]))
     values = {key: value for key, value in chosen.items() if key not in _RUN_OPTIONS}
     config = resolve_config(type(preset), values)
     if _first_process():

@@ -62,10 +62,7 @@ class Generator(nn.Module):
 
     def latents(self, count: int, seed: int | None = None) -> Tensor:
         """Normal latent vectors (count, latent_dim); vector i is the same for any count."""
-        weight = next(self.parameters())
-        return random_normal(
-            (count, self.latent_dim), seed, dtype=weight.dtype, device=weight.device
-        )
+        return draw_latents(self, self.latent_dim, count, seed)
 
     @torch.no_grad()
     def sample(self, count: int, seed: int | None = None) -> Tensor:
@@ -74,16 +71,25 @@ class Generator(nn.Module):
 
         Without a seed one is drawn from torch's default generator.
         """
-        return torch.cat([self(part) for part in self.latents(count, seed).split(_SAMPLE_BATCH)])
+        return draw_samples(self, self.latents(count, seed))
 
 
 class Discriminator(nn.Module):
     """Images (N, channels, size, size) to logits (N,); D = sigmoid(logit).
 
-    Arguments and errors are those of `Generator`.
+    Arguments and errors are those of `Generator`. `norm` is "batch", or None for a critic whose
+    output for one sample does not depend on the others, as a penalty of each sample's gradient
+    asks; its weights then start as He et al. 2015 have it.
     """
 
-    def __init__(self, image_size: int = 64, *, channels: int = 3, width: int = 64) -> None:
+    def __init__(
+        self,
+        image_size: int = 64,
+        *,
+        channels: int = 3,
+        width: int = 64,
+        norm: str | None = "batch",
+    ) -> None:
         super().__init__()
         widths = _widths(image_size, channels=channels, width=width)[::-1]
         self.image_shape = (channels, image_size, image_size)
@@ -91,24 +97,53 @@ class Discriminator(nn.Module):
             ConvBlock(channels, widths[0], 4, 2, 1, act="leaky_relu", slope=0.2, channels_last=True)
         ]
         blocks += [
-            ConvBlock(a, b, 4, 2, 1, norm="batch", act="leaky_relu", slope=0.2)
+            ConvBlock(a, b, 4, 2, 1, norm=norm, act="leaky_relu", slope=0.2)
             for a, b in pairwise(widths)
         ]
         blocks += [ConvBlock(widths[-1], 1, 4, 1, 0, act="linear")]
         self.main = FusedSequential(*blocks)
         _initialise(self)
+        if norm is None:
+            # N(0, 0.02) relies on the norm: without it, scores would be tiny at first.
+            for block in blocks:
+                nn.init.kaiming_normal_(block.conv.weight, 0.2)
 
     def forward(self, images: Tensor) -> Tensor:
-        _check_floating("images", images)
-        if tuple(images.shape[1:]) != self.image_shape:
-            wanted = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images must be of shape (N, {wanted}), not {tuple(images.shape)}")
+        check_images(images, self.image_shape)
         return self.main(images).reshape(-1)
 
 
-def _widths(image_size: int, **counts: int) -> list[int]:
-    """The channels of the maps of 4, 8, ... image_size / 2 pixels, after checking every
-    argument."""
+def draw_latents(network: nn.Module, latent_dim: int, count: int, seed: int | None) -> Tensor:
+    """Normal latent vectors (count, latent_dim) of the dtype and on the device of the weights."""
+    weight = next(network.parameters())
+    return random_normal((count, latent_dim), seed, dtype=weight.dtype, device=weight.device)
+
+
+def draw_samples(network: nn.Module, latents: Tensor) -> Tensor:
+    """A generator's samples of latent vectors, so many at a time that a large count fits in
+    memory."""
+    return torch.cat([network(part) for part in latents.split(_SAMPLE_BATCH)])
+
+
+def check_latent(latent: Tensor, latent_dim: int) -> Tensor:
+    """The latent vectors, if they are floating point and of shape (N, latent_dim)."""
+    _check_floating("latent", latent)
+    if latent.ndim != 2 or latent.shape[1] != latent_dim:
+        raise ValueError(f"latent must be of shape (N, {latent_dim}), not {tuple(latent.shape)}")
+    return latent
+
+
+def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses what is not floating point and of shape (N, *shape)."""
+    _check_floating("images", images)
+    if tuple(images.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"images must be of shape (N, {wanted}), not {tuple(images.shape)}")
+
+
+def check_network(image_size: int, **counts: int) -> None:
+    """Refuses an image size that is not one of `IMAGE_SIZES`, and counts that are not positive
+    integers."""
     if not isinstance(image_size, int) or image_size not in IMAGE_SIZES:
         sizes = ", ".join(map(str, IMAGE_SIZES))
         raise ValueError(f"image_size must be one of {sizes}, not {image_size!r}")
@@ -117,6 +152,12 @@ def _widths(image_size: int, **counts: int) -> list[int]:
             raise TypeError(f"{name} must be an integer, not {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
+
+
+def _widths(image_size: int, **counts: int) -> list[int]:
+    """The channels of the maps of 4, 8, ... image_size / 2 pixels, after checking every
+    argument."""
+    check_network(image_size, **counts)
     doublings = image_size.bit_length() - 3
     return [counts["width"] * 2**power for power in reversed(range(doublings))]
 

@@ -1,9 +1,8 @@
-"""Training a DCGAN: the configuration, its presets, and algorithm 1 of Goodfellow et al. 2014."""
+"""Training a GAN: algorithm 1 of Goodfellow et al. 2014, with any loss, penalty or clipping."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +11,24 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pyfastgan import data as data_sets
-from pyfastgan._names import check_choice
 from pyfastgan.data import ImageData, MapData, TensorData
+from pyfastgan.gan.config import GANConfig, preset
+from pyfastgan.gan.critic_step import critic_step
 from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
+from pyfastgan.gan.level_sets import level_set_picture
+from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_objective
+from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
 from pyfastgan.ops import random_normal
 from pyfastgan.training import (
     Run,
-    TrainConfig,
     fit,
     image_grid,
     load_weights,
     resolve_config,
     save_png,
 )
-from pyfastgan.training.config import check_number
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,76 +36,29 @@ if TYPE_CHECKING:
 # The model's name in a run whose configuration was not chosen by the name of a preset.
 _NAME = "dcgan"
 _ROWS, _COLUMNS = 8, 10
+# The noise of penalties has streams apart from those of the latent vectors, one a step each.
+_PENALTY_STREAM = 2**31
+_PICTURED_POINTS = 1000
 
 
-@dataclass(kw_only=True)
-class GANConfig(TrainConfig):
-    """How to train a DCGAN; the defaults are those of Radford et al. 2015 where the paper has one.
+class GAN:
+    """The system that the training loop drives: two networks, two optimizers, one step.
 
     Args:
-        image_size: Pixels a side: 8, 16, 32, 64 or 128. By default the smallest of these, from 16
-            on, that holds the data's own images.
-        channels: Of the images, 1 for grey ones; by default as the data have.
-        width: Channels of the maps of half the image size; every halving of the map doubles them.
-        latent_dim: Numbers in a latent vector.
-        objective: What the players minimise: minimax, non-saturating, least-squares, hinge.
-        discriminator_steps: Steps of the discriminator for one of the generator. `steps` counts
-            those of the discriminator, each on a batch of its own.
-        learning_rate: Of Adam, for both networks.
-        betas: Of Adam, for both networks.
+        config: How to train.
+        points: Data (N, 2) to draw beside the discriminator's level sets at the end.
     """
-
-    image_size: int | None = None
-    channels: int | None = None
-    width: int = 64
-    latent_dim: int = 100
-    objective: str = "non-saturating"
-    discriminator_steps: int = 1
-    learning_rate: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("image_size", "channels"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), int, at_least=1)
-        if self.image_size not in (None, *IMAGE_SIZES):
-            sizes = ", ".join(map(str, IMAGE_SIZES))
-            raise ValueError(f"image_size must be one of {sizes}, got {self.image_size}")
-        for name in ("width", "latent_dim", "discriminator_steps"):
-            check_number(name, getattr(self, name), int, at_least=1)
-        get_objective(self.objective)
-        check_number("learning_rate", self.learning_rate, float, at_least=0)
-        self.betas = (self.betas[0], self.betas[1])
-        for beta in self.betas:
-            check_number("betas", beta, float, at_least=0)
-            if beta >= 1:
-                raise ValueError(f"betas must be below 1, got {self.betas}")
-
-
-PRESETS: dict[str, GANConfig] = {
-    # Networks this small draw sharper digits with a higher learning rate than the paper's.
-    "dcgan": GANConfig(data="digits", width=32, steps=6000, learning_rate=5e-4),
-}
-
-
-class DCGAN:
-    """The system that the training loop drives: two networks, two optimizers, one step."""
 
     averaged: tuple[str, ...] = ("generator",)
 
-    def __init__(self, config: GANConfig) -> None:
-        self.config = config
-        size, channels = _image_shape(config)
+    def __init__(self, config: GANConfig, points: Tensor | None = None) -> None:
+        self.config, self.points = config, points
         self.networks: dict[str, nn.Module] = {
             "generator": _generator(config),
-            "discriminator": Discriminator(size, channels=channels, width=config.width),
+            "discriminator": _discriminator(config),
         }
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                network.parameters(), config.learning_rate, config.betas, fused=True
-            )
-            for name, network in self.networks.items()
+        self.optimizers = {
+            name: _optimizer(network, config) for name, network in self.networks.items()
         }
 
     def training_step(
@@ -113,7 +67,9 @@ class DCGAN:
         """A step of the discriminator, and of the generator if it is its turn.
 
         Both judge the same generated images, as in PyTorch's DCGAN tutorial, which saves a pass
-        through the generator; real and generated images are normalised apart.
+        through the generator; real and generated images are normalised apart. Of a `wgan` loss the
+        negative is logged, the estimate of the Wasserstein-1 distance (up to the slope's bound), and
+        of a penalty the mean norm of the gradients.
         """
         real = batch[0]
         generators_turn = step % self.config.discriminator_steps == 0
@@ -130,19 +86,72 @@ class DCGAN:
         with torch.set_grad_enabled(generators_turn):
             fake = generator(latent)
 
-        objective = self.config.objective
-        loss = discriminator_loss(objective, discriminator(real), discriminator(fake.detach()))
-        self._descend(fabric, "discriminator", loss)
-        losses = {"discriminator_loss": loss.detach()}
+        losses = self._discriminator_step(fabric, real, fake.detach(), step)
         if generators_turn:
             # Frozen, since the gradients of its weights would be computed only to be thrown away.
             discriminator.requires_grad_(False)
+            objective = self.config.objective
             judged = discriminator(real) if get_objective(objective).pairs else None
             loss = generator_loss(objective, discriminator(fake), judged)
             self._descend(fabric, "generator", loss)
             discriminator.requires_grad_(True)
             losses["generator_loss"] = loss.detach()
         return losses
+
+    def _discriminator_step(
+        self, fabric: Fabric, real: Tensor, fake: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        config, discriminator = self.config, self.networks["discriminator"]
+        losses: dict[str, Tensor] = {}
+        if config.penalty == "none":
+            loss = discriminator_loss(config.objective, discriminator(real), discriminator(fake))
+            self._descend(fabric, "discriminator", loss)
+            adversarial = loss.detach()
+        else:
+            losses, adversarial = self._penalised_step(fabric, real, fake, step)
+        if config.clip > 0:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(list(discriminator.parameters()), -config.clip)
+                torch._foreach_clamp_max_(list(discriminator.parameters()), config.clip)
+        if config.objective == "wgan":
+            return {"wasserstein_estimate": -adversarial, **losses}
+        return {"discriminator_loss": adversarial, **losses}
+
+    def _penalised_step(
+        self, fabric: Fabric, real: Tensor, fake: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients written by `critic_step`, which sees the network without Fabric's wrapper."""
+        config = self.config
+        network = self.networks["discriminator"]
+        critic = getattr(network, "module", network)
+        dtype = next(critic.parameters()).dtype
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
+        optimizer = self.optimizers["discriminator"]
+        optimizer.zero_grad()
+        due = step % config.penalty_interval == 0
+        with fabric.autocast():
+            result = critic_step(
+                critic,
+                real.to(dtype),
+                fake.to(dtype),
+                loss=config.objective,
+                penalty=config.penalty if due else None,
+                weight=config.penalty_weight,
+                interval=config.penalty_interval,
+                # Scaling a 1 brings the scaler to life, which the optimizer's step expects.
+                loss_scale=1.0 if scaler is None else float(scaler.scale(real.new_ones(()))),
+                seed=config.seed,
+                stream=_PENALTY_STREAM + step,
+                sample_offset=fabric.global_rank * len(real),
+                synchronize=False,  # the strategy averages when the optimizer steps
+            )
+        optimizer.step()
+        if not due:
+            return {}, result.adversarial
+        return {
+            "penalty": result.penalty,
+            "gradient_norm": result.gradient_norm,
+        }, result.adversarial
 
     def _descend(self, fabric: Fabric, name: str, loss: Tensor) -> None:
         self.optimizers[name].zero_grad()
@@ -154,8 +163,14 @@ class DCGAN:
         return networks["generator"].sample(count, seed)  # type: ignore[operator]
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Save `interpolation.png`: on each row the way from one sample to another."""
+        """Save `interpolation.png`, on each row the way from one image to another; for points
+        `level_sets.png`, the discriminator over the plane."""
         generator = networks["generator"]
+        if self.config.architecture == "mlp":
+            samples = generator.sample(_PICTURED_POINTS, self.config.seed)  # type: ignore[operator]
+            critic = self.networks["discriminator"]
+            save_png(level_set_picture(critic, samples, self.points), folder / "level_sets.png")
+            return
         ends = generator.latents(2 * _ROWS, self.config.seed)  # type: ignore[operator]
         walks = interpolate(ends[:_ROWS], ends[_ROWS:], _COLUMNS)
         with torch.no_grad():
@@ -171,12 +186,13 @@ def train(
     resume: bool = False,
     **overrides: Any,
 ) -> Run:
-    """Train a DCGAN and write a run folder.
+    """Train a GAN and write a run folder.
 
     Args:
         config: The name of a preset, a configuration, a mapping of its fields, or a YAML or JSON file.
+            Some presets have networks of their own for points in the plane (`preset` tells).
         data: A name that `pyfastgan.data.load` understands instead of the configuration's, images
-            (N, C, size, size) in [-1, 1], or a data set of them.
+            (N, C, size, size) in [-1, 1], points (N, 2), or a data set of them.
         out: The folder of the run; it must not hold one yet, unless `resume`.
         resume: Go on from the checkpoint in `out`, with the same bits as without the interruption.
         overrides: Fields that replace those of the configuration.
@@ -188,20 +204,24 @@ def train(
         ValueError: An unknown preset, key or objective (with the nearest one), images of another
             size than `image_size`, and what `pyfastgan.training.fit` refuses.
     """
+    own = None if data is None or isinstance(data, str) else data_sets.load(data)
     name, source = _NAME, config
     if isinstance(config, str) and not Path(config).is_file():
-        check_choice("preset", config, PRESETS)
-        name, source = config, PRESETS[config]
+        name, source = config, preset(config, own or data or overrides.get("data"))
     if data is not None:
         overrides["data"] = data if isinstance(data, str) else data_sets.OWN
     resolved = resolve_config(GANConfig, source, **overrides)
-    dataset = _dataset(data, resolved)
-    channels, image_size = dataset.shape[0], dataset.shape[-1]
-    resolved = resolve_config(GANConfig, resolved, image_size=image_size, channels=channels)
-    return fit(lambda: DCGAN(resolved), dataset, resolved, out, name=name, resume=resume)
+    dataset = _dataset(own, resolved)
+    points = None
+    if resolved.architecture == "mlp":
+        points = dataset[torch.arange(min(_PICTURED_POINTS, len(dataset)))][0]
+    else:
+        channels, image_size = dataset.shape[0], dataset.shape[-1]
+        resolved = resolve_config(GANConfig, resolved, image_size=image_size, channels=channels)
+    return fit(lambda: GAN(resolved, points), dataset, resolved, out, name=name, resume=resume)
 
 
-def load(run: Run | str | Path) -> Generator:
+def load(run: Run | str | Path) -> nn.Module:
     """The generator of a run, on the CPU in evaluation mode: `load("runs/digits").sample(64, 1)`.
 
     Raises:
@@ -214,29 +234,46 @@ def load(run: Run | str | Path) -> Generator:
     return generator
 
 
-def _generator(config: GANConfig) -> Generator:
-    size, channels = _image_shape(config)
-    return Generator(size, channels=channels, width=config.width, latent_dim=config.latent_dim)
+def _generator(config: GANConfig) -> nn.Module:
+    if config.architecture == "mlp":
+        return MLPGenerator(config.latent_dim, width=config.width)
+    size, channels = config.image_shape
+    network = ResidualGenerator if config.architecture == "residual" else Generator
+    return network(size, channels=channels, width=config.width, latent_dim=config.latent_dim)
 
 
-def _image_shape(config: GANConfig) -> tuple[int, int]:
-    """The size and the channels, which the networks cannot be built without."""
-    if config.image_size is None or config.channels is None:
-        raise ValueError(
-            "image_size and channels must be given where there are no data to take them from,"
-            f" got {config.image_size} and {config.channels}"
-        )
-    return config.image_size, config.channels
+def _discriminator(config: GANConfig) -> nn.Module:
+    if config.architecture == "mlp":
+        return MLPCritic(width=config.width)
+    size, channels = config.image_shape
+    if config.architecture == "residual":
+        return ResidualCritic(size, channels=channels, width=config.width)
+    norm = "batch" if config.discriminator_norm else None
+    return Discriminator(size, channels=channels, width=config.width, norm=norm)
 
 
-def _dataset(data: Any, config: GANConfig) -> TensorData | ImageData | MapData:
-    """The data as a data set, after checking that they are images as the networks make them."""
-    if data is not None and not isinstance(data, str):
-        dataset = data_sets.load(data)
+def _optimizer(network: nn.Module, config: GANConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(network.parameters(), config.learning_rate)
+    return torch.optim.Adam(network.parameters(), config.learning_rate, config.betas, fused=True)
+
+
+def _dataset(own: Any, config: GANConfig) -> TensorData | ImageData | MapData:
+    """The data as a data set, after checking that they are what the networks expect."""
+    if own is not None:
+        dataset = own
     elif config.data == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
+    elif config.data in data_sets.TOYS:
+        dataset = data_sets.load(config.data)
     else:
-        dataset = _named(config.data, config.image_size)
+        dataset = _images(config.data, config.image_size)
+    if config.architecture == "mlp":
+        if dataset.shape != (2,):
+            raise ValueError(
+                f"data must be points of shape (2,), got items of shape {dataset.shape}"
+            )
+        return dataset
     size, channels = config.image_size, config.channels
     if len(dataset.shape) == 3:
         # What the configuration leaves open is as the data have it.
@@ -250,11 +287,9 @@ def _dataset(data: Any, config: GANConfig) -> TensorData | ImageData | MapData:
     return dataset
 
 
-def _named(name: str, size: int | None) -> TensorData | ImageData | MapData:
+def _images(name: str, size: int | None) -> TensorData | ImageData | MapData:
     """The data set of that name, its images square: `size` pixels a side, or a size that suits
     it."""
-    if name in data_sets.TOYS:
-        return data_sets.load(name)  # refused for its shape
     if size is None:
         dataset = data_sets.load(name)
         own = min(dataset.shape[1:])

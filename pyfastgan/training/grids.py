@@ -66,7 +66,7 @@ def scatter_picture(points: Tensor, reference: Tensor | None = None) -> np.ndarr
     Returns:
         uint8 array (height, width, 3).
     """
-    figure = _figure(4.0, 4.0)
+    figure = new_figure(4.0, 4.0)
     axes = figure.add_subplot()
     if reference is not None:
         x, y = reference.detach().float().cpu().T.numpy()
@@ -78,12 +78,12 @@ def scatter_picture(points: Tensor, reference: Tensor | None = None) -> np.ndarr
     axes.scatter(x, y, s=3, c="tab:blue", label="samples")
     axes.set_aspect("equal", adjustable="datalim" if reference is None else "box")
     axes.legend(loc="upper right", fontsize="small")
-    return _pixels(figure)
+    return figure_pixels(figure)
 
 
 def loss_picture(history: Sequence[dict[str, Any]], names: Sequence[str]) -> np.ndarray:
     """Plot columns of metrics.csv over the steps; uint8 array (height, width, 3)."""
-    figure = _figure(7.0, 4.0)
+    figure = new_figure(7.0, 4.0)
     axes = figure.add_subplot()
     for name in names:
         rows = [(row["step"], row[name]) for row in history if row.get(name) is not None]
@@ -93,7 +93,7 @@ def loss_picture(history: Sequence[dict[str, Any]], names: Sequence[str]) -> np.
     axes.grid(alpha=0.3)
     if names:
         axes.legend()
-    return _pixels(figure)
+    return figure_pixels(figure)
 
 
 def sample_picture(samples: Tensor, reference: Tensor | None = None) -> np.ndarray:
@@ -120,7 +120,7 @@ def save_samples(samples: Tensor, path: Path) -> None:
     save_png(sample_picture(samples), path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure that no window system and no global state of pyplot knows of; inches at 100 dots."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -130,6 +130,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _pixels(figure: Figure) -> np.ndarray:
+def figure_pixels(figure: Figure) -> np.ndarray:
+    """Draw it: uint8 array (height, width, 3)."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]

@@ -7,8 +7,15 @@ import math
 import pytest
 import torch
 
-from pyfastgan.gan import objectives
-from pyfastgan.gan.objectives import OBJECTIVES, discriminator_loss, generator_loss, get_objective
+from pyfastgan.gan.objectives import (
+    OBJECTIVES,
+    discriminator_loss,
+    discriminator_slopes,
+    generator_loss,
+    generator_slope,
+    get_objective,
+    sample_scores,
+)
 
 # How often each of five atoms is seen in 20 real and in 20 generated samples. Every atom is seen on
 # both sides, so that its best logit is finite, and never equally often, so that the hinge optimum
@@ -109,7 +116,7 @@ def test_hinge_optimum() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_generator_gains_by_raising_its_logits(name: str) -> None:
     fake = torch.zeros(4, requires_grad=True)
-    generator_loss(name, fake).backward()
+    generator_loss(name, fake, torch.zeros(4)).backward()
     assert (fake.grad < 0).all()
 
 
@@ -126,8 +133,11 @@ def test_extreme_logits_stay_finite_and_exact(name: str, size: float, dtype: tor
         "non-saturating": (up + down, down),
         "least-squares": (0.5 * ((exact - 1) ** 2 + exact**2), 0.5 * (exact - 1) ** 2),
         "hinge": (max(0.0, 1 - exact) + max(0.0, 1 + exact), -exact),
+        "wgan": (0.0, -exact),
+        "relativistic": (math.log(2), down),
     }[name]
-    losses = discriminator_loss(name, logits, logits), generator_loss(name, logits)
+    against = torch.zeros_like(logits)
+    losses = discriminator_loss(name, logits, logits), generator_loss(name, logits, against)
     for loss, value in zip(losses, expected, strict=True):
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert loss.item() == pytest.approx(value, rel=1e-6)
@@ -140,7 +150,12 @@ def test_nan_propagates(name: str) -> None:
     clean, broken = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
     assert discriminator_loss(name, broken, clean).isnan()
     assert discriminator_loss(name, clean, broken).isnan()
-    assert generator_loss(name, broken).isnan()
+    assert generator_loss(name, broken, clean).isnan()
+    broken.requires_grad_(True)
+    slopes = torch.autograd.grad(discriminator_loss(name, clean, broken), broken)
+    torch.testing.assert_close(
+        discriminator_slopes(name, clean, broken)[1], slopes[0], equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -159,15 +174,13 @@ def test_gradients_of_both_orders(name: str) -> None:
     real, fake = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda r, f: discriminator_loss(name, r, f), (real, fake))
     assert torch.autograd.gradgradcheck(lambda r, f: discriminator_loss(name, r, f), (real, fake))
-    assert torch.autograd.gradcheck(lambda f: generator_loss(name, f), (fake,))
+    assert torch.autograd.gradcheck(lambda f: generator_loss(name, f, real.detach()), (fake,))
 
 
 def test_unknown_objective_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="'least_squares'; did you mean 'least-squares'"):
         get_objective("least_squares")
-    with pytest.raises(
-        ValueError, match=r"minimax, non-saturating, least-squares, hinge, got 'zzz'$"
-    ):
+    with pytest.raises(ValueError, match=r"least-squares, hinge, wgan, relativistic, got 'zzz'$"):
         get_objective("zzz")
 
 
@@ -177,24 +190,59 @@ def test_bad_logits() -> None:
         discriminator_loss("hinge", torch.zeros(2, dtype=torch.int64), logits)
     with pytest.raises(TypeError, match=r"fake must be a floating-point tensor .* not float"):
         generator_loss("hinge", 0.0)
-    with pytest.raises(ValueError, match=r"fake must hold at least one logit, not shape \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"fake must hold at least one output, not shape \(0, 1\)"):
         discriminator_loss("hinge", logits, torch.zeros(0, 1))
 
+    with pytest.raises(ValueError, match=r"real and fake must be of one shape.*\(2,\) and \(3,\)"):
+        discriminator_loss("relativistic", logits, torch.zeros(3))
+    with pytest.raises(ValueError, match="real must be given: the relativistic loss"):
+        generator_loss("relativistic", logits)
 
-def test_a_relativistic_row_fits_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss that compares fake with real logits is one more row (Jolicoeur-Martineau 2019)."""
-    row = objectives.Objective(
-        lambda real, fake: torch.nn.functional.softplus(fake - real).mean(),
-        lambda real, fake: torch.nn.functional.softplus(real - fake).mean(),
-        pairs=True,
+
+def test_wgan_is_the_difference_of_means() -> None:
+    real, fake = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([5.0, -3.0])
+    assert float(discriminator_loss("wgan", real, fake)) == 1.0 - 3.0
+    assert float(generator_loss("wgan", fake)) == -1.0
+
+
+def test_relativistic_compares_pair_by_pair() -> None:
+    """Mean softplus of what the fake sample of each pair is above the real one, and the reverse."""
+    real, fake = torch.tensor([1.0, 4.0]), torch.tensor([0.0, 6.0])
+    critic = (math.log1p(math.exp(-1)) + math.log1p(math.exp(2))) / 2
+    generator = (math.log1p(math.exp(1)) + math.log1p(math.exp(-2))) / 2
+    assert float(discriminator_loss("relativistic", real, fake)) == pytest.approx(critic)
+    assert float(generator_loss("relativistic", fake, real)) == pytest.approx(generator)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (3, 1, 2, 2)])
+def test_slopes_are_the_derivatives_of_the_losses(name: str, shape: tuple[int, ...]) -> None:
+    """Large and small outputs on both sides of every kink, and on it."""
+    torch.manual_seed(2)
+    real, fake = (3 * torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    real.view(-1)[:4] = torch.tensor([1.0, 900.0, 0.5, -0.5])
+    fake.view(-1)[:4] = torch.tensor([-1.0, -900.0, -0.5, 0.5])
+    real.requires_grad_(True), fake.requires_grad_(True)
+    loss = discriminator_loss(name, real, fake)
+    expected = torch.autograd.grad(loss, (real, fake))
+    with torch.no_grad():
+        slopes = discriminator_slopes(name, real, fake)
+    torch.testing.assert_close(slopes, expected, rtol=1e-13, atol=1e-300)
+    (expected_fake,) = torch.autograd.grad(generator_loss(name, fake, real.detach()), fake)
+    torch.testing.assert_close(
+        generator_slope(name, fake.detach(), real.detach()), expected_fake, rtol=1e-13, atol=1e-300
     )
-    monkeypatch.setitem(OBJECTIVES, "relativistic", row)
-    real, fake = torch.ones(2), torch.zeros(2)
-    assert float(discriminator_loss("relativistic", real, fake)) == pytest.approx(
-        math.log1p(math.exp(-1))
-    )
-    assert float(generator_loss("relativistic", fake, real)) == pytest.approx(
-        math.log1p(math.exp(1))
-    )
-    with pytest.raises(ValueError, match="real must be given"):
-        generator_loss("relativistic", fake)
+
+
+def test_scores_of_a_sample() -> None:
+    patches = torch.randn(3, 1, 2, 5, dtype=torch.float64)
+    torch.testing.assert_close(sample_scores(patches, 3), patches.flatten(1).mean(1))
+    assert torch.equal(sample_scores(patches[:, 0, 0, :1], 3), patches[:, 0, 0, 0])
+    assert torch.equal(sample_scores(patches[:, 0, 0, 0], 3), patches[:, 0, 0, 0])
+    for shape in ((4,), (3, 2), (3, 2, 4, 4), (3, 1, 0, 4), (3, 1, 4), (), (1, 3)):
+        with pytest.raises(ValueError, match=r"critic's output must be of shape \(3,\), \(3, 1\)"):
+            sample_scores(torch.zeros(shape), 3)
+    with pytest.raises(TypeError, match=r"critic's output .* got torch\.int64"):
+        sample_scores(torch.zeros(3, dtype=torch.int64), 3)
+    with pytest.raises(TypeError, match=r"critic's output .* got tuple"):
+        sample_scores((torch.zeros(3),), 3)
