@@ -134,6 +134,19 @@ class _Proxy(fx.Proxy):
             return True
         return super().__getattr__(name)
 
+    # fx takes `x += y` for `x = x + y`, and other names of x would keep the old value.
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
     def __len__(self) -> int:
         return len(self.node.meta["value"].meta)
 
@@ -467,11 +480,17 @@ def _pair(b: _Reader, name: str, x: Value, y: Value) -> tuple[Value, Value, tupl
     return x, y, shapes
 
 
+def _scale(b: _Reader, name: str, x: Any, factor: float, shift: float = 0.0) -> Value:
+    if factor == 1 and shift == 0:
+        return x
+    return b.emit(lin.Scale, name, (x,), x.meta * factor, float(factor), float(shift))
+
+
 def _add(b: _Reader, name: str, x: Any, y: Any, *, alpha: float = 1.0) -> Value:
     if _number(y):
-        return b.emit(lin.Scale, name, (x,), x.meta + y, 1.0, float(alpha * y))
+        return _scale(b, name, x, 1.0, alpha * y)
     if _number(x):
-        return b.emit(lin.Scale, name, (y,), y.meta + x, float(alpha), float(x))
+        return _scale(b, name, y, alpha, x)
     x, y, shapes = _pair(b, name, x, y)
     return b.emit(lin.Add, name, (x, y), torch.add(x.meta, y.meta), shapes, float(alpha))
 
@@ -482,9 +501,9 @@ def _sub(b: _Reader, name: str, x: Any, y: Any, *, alpha: float = 1.0) -> Value:
 
 def _mul(b: _Reader, name: str, x: Any, y: Any) -> Value:
     if _number(y):
-        return b.emit(lin.Scale, name, (x,), x.meta * y, float(y))
+        return _scale(b, name, x, y)
     if _number(x):
-        return b.emit(lin.Scale, name, (y,), y.meta * x, float(x))
+        return _scale(b, name, y, x)
     x, y, shapes = _pair(b, name, x, y)
     return b.emit(lin.Multiply, name, (x, y), x.meta * y.meta, shapes)
 
@@ -492,11 +511,11 @@ def _mul(b: _Reader, name: str, x: Any, y: Any) -> Value:
 def _div(b: _Reader, name: str, x: Any, y: Any) -> Value:
     if not _number(y):
         raise Unsupported("divides by a tensor")
-    return b.emit(lin.Scale, name, (x,), x.meta / y, 1.0 / y)
+    return _scale(b, name, x, 1.0 / y)
 
 
 def _neg(b: _Reader, name: str, x: Value) -> Value:
-    return b.emit(lin.Scale, name, (x,), x.meta, -1.0)
+    return _scale(b, name, x, -1.0)
 
 
 def _identity(b: _Reader, name: str, x: Value, *_: Any, **__: Any) -> Value:
@@ -607,6 +626,8 @@ def activate(
     inplace: bool = False,
     **more: Any,
 ) -> Value:
+    if inplace:
+        _check_in_place(b, x)
     if slope < 0:
         raise Unsupported("has a negative slope")
     found = (
@@ -616,19 +637,25 @@ def activate(
             lin.Act, name, (x,), x.meta, act, slope, more.get("gain", 1.0), more.get("clamp")
         )
     )
-    return replace(b, x, found) if inplace else found
+    if inplace:
+        x.number = found.number
+    return found
 
 
-def replace(b: _Reader, x: Value, by: Value) -> Value:
-    """x in place: from here on the name of the input means the output."""
+def _check_in_place(b: _Reader, x: Value) -> None:
+    """From here on the name of the input means the output; other names of it must not exist."""
     if x.number in b.viewed or x.number in (0, 1):
         raise Unsupported("changes a tensor in place that is seen elsewhere")
-    x.number = by.number
-    return by
 
 
 def _in_place(rule: Callable[..., Value]) -> Callable[..., Value]:
-    return lambda b, name, x, y: replace(b, x, rule(b, name, x, y))
+    def changed(b: _Reader, name: str, x: Value, y: Any) -> Value:
+        _check_in_place(b, x)
+        found = rule(b, name, x, y)
+        x.number = found.number
+        return found
+
+    return changed
 
 
 def _bias_act_function(

@@ -253,12 +253,10 @@ class Reshape(Layer):
 
 @dataclass
 class Scale(Layer):
-    """factor * x + shift, both numbers; with factor 1 and shift 0 nothing at all."""
+    """factor * x + shift, both numbers."""
 
-    factor: float = 1.0
-    shift: float = 0.0
-
-    aliases: ClassVar[bool] = True
+    factor: float
+    shift: float
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
         y = xs[0] if self.factor == 1 else xs[0] * self.factor

@@ -64,11 +64,15 @@ def by_step(critic: nn.Module, *args: Any, **more: Any) -> dict[str, Tensor]:
     return found | {n: p.grad for n, p in critic.named_parameters() if p.grad is not None}
 
 
-def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
-    """Relative to the gradient's norm, or to a little of the largest where one vanishes in theory."""
-    largest = max(float(g.norm()) for g in exact.values())
+def errors(
+    found: dict[str, Tensor], exact: dict[str, Tensor], floor: float = 1e-4
+) -> dict[str, float]:
+    """Relative to the gradient's norm, or to a part of the largest where one vanishes in theory, as
+    that of the last bias under a Wasserstein loss."""
+    largest = max(float(g.detach().norm()) for g in exact.values())
     return {
-        name: float((found[name].double() - g).norm()) / max(float(g.norm()), 1e-4 * largest)
+        name: float((found[name].double() - g).norm().detach())
+        / max(float(g.detach().norm()), floor * largest)
         for name, g in exact.items()
     }
 
@@ -85,18 +89,20 @@ def test_gradients_are_autograds(name: str, loss: str, penalty: str | None, last
     """float64 to 1e-9; float32 twice autograd's own error, plus what a sum of a few hundred products
     in another order may differ by."""
     more = {"weight": 20.0, "seed": 1, "condition": critics.condition(name, COUNT)}
-    critic, (real, fake) = critics.make(name), batch(last=last)
+    steep = 3.0 if penalty == "wgan-gp-one-sided" else 1.0
+    critic, (real, fake) = critics.make(name, gain=steep), batch(last=last)
     if last:
         critic = critic.to(memory_format=torch.channels_last)
     exact = by_autograd(critic, real, fake, loss, penalty, **more)
     for key, error in errors(by_step(critic, real, fake, loss, penalty, **more), exact).items():
         assert error < 1e-9, key
-    assert penalty is None or float(exact["penalty"]) > 0
+    # Slopes below 1 have no one-sided penalty, and spectral norm allows no others.
+    assert penalty is None or name == "spectral norm" or float(exact["penalty"].detach()) > 0
 
-    single = critics.make(name, torch.float32)
+    single = critics.make(name, torch.float32, gain=steep)
     args = (single, real.float(), fake.float(), loss, penalty)
-    own = errors(by_autograd(*args, **more), exact)
-    for key, error in errors(by_step(*args, **more), exact).items():
+    own = errors(by_autograd(*args, **more), exact, 0.1)
+    for key, error in errors(by_step(*args, **more), exact, 0.1).items():
         assert error <= 2 * own[key] + 2e-6, key
 
 
@@ -126,10 +132,14 @@ def test_any_widths_kernels_and_strides(data: st.DataObject) -> None:
 def test_samples_that_are_no_images(dims: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     if dims == 0:
-        critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+        critic = nn.Sequential(
+            nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)
+        )
     else:
         conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims](2, 4, 3, 2)
-        critic = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * (2 ** dims if dims == 3 else 4), 1))
+        critic = nn.Sequential(
+            conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * (2**dims if dims == 3 else 4), 1)
+        )
     critic = critic.double()
     real, fake = torch.randn(2, 5, 2, *shape, dtype=torch.float64)
     exact = by_autograd(critic, real, fake, "wgan", "wgan-gp", seed=1)
@@ -149,19 +159,17 @@ def test_r1_of_a_linear_critic() -> None:
 
 
 class Passes(TorchDispatchMode):
-    """Counts the passes through the convolution whose weight has a given shape, in batches of
-    COUNT."""
+    """Counts the passes through the one layer of 3 x 3, in batches of COUNT."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.shape, self.total = shape, 0.0
+        self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "convolution" in func.name():
             back = "backward" in func.name()
             weight = args[2] if back else args[1]
-            # A double backward convolves gradients with gradients: weights of any shape.
-            if tuple(weight.shape) == self.shape or tuple(weight.shape)[2:] == (3, 3):
+            if weight.shape[2:] == (3, 3):
                 self.total += len(args[0]) / COUNT * (sum(args[-1][:2]) if back else 1)
         return func(*args, **(kwargs or {}))
 
@@ -180,7 +188,8 @@ class Passes(TorchDispatchMode):
 def test_convolution_passes(penalty: str | None, act: nn.Module, passes: int) -> None:
     """The table of docs/gradient-penalties.md, for a layer in the middle."""
     critic, (real, fake) = critics.plain(act).double(), batch()
-    with Passes((8, 6, 3, 3)) as counter:
+    critic_step(critic, real, fake, loss="hinge")  # planning convolves shapes
+    with Passes() as counter:
         critic_step(critic, real, fake, loss="non-saturating", penalty=penalty, seed=1)
     assert counter.total == passes
 
@@ -190,11 +199,14 @@ def test_one_weight_gradient_a_layer() -> None:
     calls: list[Any] = []
 
     class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.ops.aten.convolution_backward.default:
-                calls.append(args[-1])
+                calls.append(tuple(args[-1]))
             return func(*args, **(kwargs or {}))
 
+    critic_step(critic, real, fake, loss="hinge")
     with Calls():
         critic_step(critic, real, fake, loss="hinge", penalty="r1r2")
     assert calls.count((False, True, False)) == 3
@@ -263,7 +275,9 @@ def test_the_same_by_autograd_does_not_compile() -> None:
         return total + 5 * g.square().flatten(1).sum(1).mean()
 
     torch._dynamo.reset()
-    with pytest.raises(Exception, match=r"autograd\.grad with .*trace_autograd_ops=False"):
+    with pytest.raises(
+        Exception, match="autograd.grad. with .torch._dynamo.config.trace_autograd_ops=False"
+    ):
         torch.compile(lambda: loss(critic), fullgraph=True, backend="aot_eager")()
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         loss(torch.compile(critic, backend="aot_eager")).backward()
@@ -468,11 +482,15 @@ def test_memory_and_labels() -> None:
     ("change", "error", "says"),
     [
         ({"loss": "hinje"}, ValueError, "did you mean 'hinge'"),
-        ({"penalty": "r3"}, ValueError, "did you mean 'r1"),
+        ({"penalty": "wgangp"}, ValueError, "did you mean 'wgan-gp'"),
         ({"weight": -1.0}, ValueError, "weight must be finite and at least 0, got -1.0"),
         ({"interval": 0}, ValueError, "interval must be at least 1"),
         ({"fake": torch.zeros(4, 3, 8, 9)}, ValueError, "real and fake must be of one shape"),
-        ({"real": torch.zeros(4, 3, 8, 8, dtype=torch.int64)}, TypeError, "real must be a floating"),
+        (
+            {"real": torch.zeros(4, 3, 8, 8, dtype=torch.int64)},
+            TypeError,
+            "real must be a floating",
+        ),
         ({"critic": lambda x: x}, TypeError, "critic must be a torch.nn.Module, got function"),
         ({"critic": critics.plain().requires_grad_(False)}, ValueError, "frozen"),
         (
