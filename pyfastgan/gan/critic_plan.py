@@ -259,7 +259,8 @@ class _Reader(fx.Tracer):
 
     def weight(self, module: nn.Module, name: str) -> int | None:
         """The number of a module's effective weight; None if it has none."""
-        if getattr(module, name, None) is None:
+        # To look at a parametrised weight is to compute it, and may take a power iteration.
+        if not parametrize.is_parametrized(module, name) and getattr(module, name, None) is None:
             return None
         key = (id(module), name)
         if key not in self.known:
@@ -848,7 +849,7 @@ def _embedding(b: _Reader, name: str, m: Any, x: Value) -> Value:
     meta = torch.empty(
         *x.meta.shape,
         m.embedding_dim,
-        dtype=m.weight.dtype if weight is None else next(m.parameters()).dtype,
+        dtype=next(m.parameters()).dtype,
         device="meta",
     )
     return b.emit(
