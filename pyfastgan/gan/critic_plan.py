@@ -152,10 +152,10 @@ class _Proxy(fx.Proxy):
 
 
 class _Reader(fx.Tracer):
-    def __init__(self, critic: nn.Module, device: torch.device) -> None:
-        super().__init__(autowrap_modules=(math, ops))
+    def __init__(self, given: list[Value], device: torch.device, batch: int) -> None:
+        super().__init__(autowrap_modules=(math, ops))  # type: ignore[arg-type]
         self.proxy_buffer_attributes = True
-        self.critic, self.device = critic, device
+        self.given, self.device, self.batch = given, device, batch
         self.plan = Plan()
         self.known: dict[Any, int] = {}
         self.viewed: set[int] = set()
@@ -267,6 +267,10 @@ class _Reader(fx.Tracer):
             self.known[key] = self.source(source_of(module, name))
         return self.known[key]
 
+    def number(self, weight: Value) -> int:
+        assert weight.source is not None
+        return self.source(weight.source)
+
     def source(self, source: Source) -> int:
         for k, other in enumerate(self.plan.sources):
             if other == source:
@@ -337,13 +341,10 @@ class _Two(_Called):
 
 
 def _read(critic: nn.Module, x: Tensor, condition: Tensor | None, batch: int) -> Plan:
-    reader = _Reader(critic, x.device)
-    reader.batch = batch
     given = [Value(_meta(x, batch), 0, of_samples=True)]
     if condition is not None:
         given.append(Value(_meta(condition, batch), 1))
-    reader.given = given
-    # Made without __init__'s bookkeeping, so that the critic gets no second parent's state.
+    reader = _Reader(given, x.device, batch)
     root = _One(critic) if condition is None else _Two(critic)
     try:
         graph = reader.trace(root)
@@ -404,7 +405,7 @@ def leaf_kind(m: nn.Module) -> type | None:
 def source_of(module: nn.Module, name: str) -> Source:
     """What module.name is made of."""
     if parametrize.is_parametrized(module, name):
-        chain = module.parametrizations[name]  # type: ignore[index, union-attr]
+        chain: Any = module.parametrizations[name]  # type: ignore[index]
         if len(chain) == 1 and type(chain[0]) is _SpectralNorm:
             return Spectral(module, name, None)
         if any(True for _ in chain.buffers()):
@@ -736,7 +737,7 @@ def _convolve(n: int, transposed: bool) -> Callable[..., Value]:
             _tuple(stride, n), _tuple(padding, n), _tuple(given["dilation"], n), transposed,
             _tuple(given["output_padding"], n), given["groups"],
         )  # fmt: skip
-        numbers = b.source(weight.source), None if bias is None else b.source(bias.source)
+        numbers = b.number(weight), None if bias is None else b.number(bias)
         return affine(
             b, name, x, *numbers, (weight.meta, None if bias is None else bias.meta), conv
         )
@@ -747,7 +748,7 @@ def _convolve(n: int, transposed: bool) -> Callable[..., Value]:
 def _linear(b: _Reader, name: str, x: Value, weight: Value, bias: Value | None = None) -> Value:
     if weight.source is None or (bias is not None and bias.source is None):
         raise Unsupported("has weights that depend on samples")
-    numbers = b.source(weight.source), None if bias is None else b.source(bias.source)
+    numbers = b.number(weight), None if bias is None else b.number(bias)
     return affine(b, name, x, *numbers, (weight.meta, None if bias is None else bias.meta), None)
 
 

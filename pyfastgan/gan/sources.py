@@ -90,7 +90,9 @@ class Expression(Source):
 
     def value(self) -> tuple[Tensor, Pull]:
         leaves = self.parameters()
-        value, pull = torch.func.vjp(lambda *given: self._evaluate([*given]), *leaves)
+        value, pull = torch.func.vjp(  # type: ignore[misc]
+            lambda *given: self._evaluate([*given]), *leaves
+        )
         return value, lambda gradient: list(zip(leaves, pull(gradient), strict=True))  # type: ignore[arg-type]
 
 

@@ -343,8 +343,14 @@ class Strange(nn.Module):
 
 @pytest.mark.parametrize(
     "kind",
-    ["hook", "batch mean", "as a batch of rows", "values decide", "in place on a view"]
-    + ["batch in a shape"],
+    [
+        "hook",
+        "batch mean",
+        "as a batch of rows",
+        "values decide",
+        "in place on a view",
+        "batch in a shape",
+    ],
 )
 def test_is_not_deceived(kind: str) -> None:
     critic, (real, fake) = Strange(kind).double(), batch()
