@@ -243,12 +243,13 @@ def weight_gradients(
     for k, layer in enumerate(plan.layers):
         dy = deltas[k]
         ts = tuple(tangents.get(v) for v in layer.inputs)
-        extra: Kept = ()
         again = plan.bends[layer.output] if count else False
         if plan.of_samples[layer.output] and any(t is not None for t in ts):
             part = tuple(t[:count] for t in kept[k])
-            look = dy[:count] if layer.second_order and dy is not None else None
-            tangents[layer.output], seconds[k], extra = layer.tangent(weights, ts, part, look)
+            look = None if dy is None else dy[:count]
+            tangents[layer.output], seconds[k], of_tangents = layer.tangent(weights, ts, part, look)
+            for number, gradient in of_tangents:
+                add(number, gradient)
         if isinstance(layer, Affine) and dy is not None:
             v = layer.inputs[0]
             if needed[layer.weight]:
@@ -270,7 +271,11 @@ def weight_gradients(
                 if not again:
                     values.pop(v, None)
         elif dy is not None and layer.weights():
-            for number, gradient in layer.weight_gradients(weights, kept[k], dy, whole, extra):
+            # Without a loss the first samples' cotangents count for nothing.
+            start = count if only_points else 0
+            rest = tuple(t[start:] for t in kept[k])
+            some = None if whole is None else whole[start:]
+            for number, gradient in layer.weight_gradients(weights, rest, dy[start:], some):
                 add(number, gradient)
         deltas[k] = None
         if not again:
@@ -338,8 +343,9 @@ def bend(
                 if layer.inputs[0] > 1:
                     found = [layer.data_gradient(weights, q, x)]
             else:
-                found = list(layer.backward(weights, q, part))
-                for number, gradient in layer.weight_gradients(weights, part, q, None):
+                dxs, of_q = layer.second(weights, q, part)
+                found = list(dxs)
+                for number, gradient in of_q:
                     add(number, gradient)
             kept[k] = ()
         for v, one, two in zip(
