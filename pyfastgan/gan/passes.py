@@ -72,7 +72,7 @@ class Batch:
         self.at = {
             name: slice(k * self.count, (k + 1) * self.count) for k, name in enumerate(order)
         }
-        self.x = torch.cat([parts[name] for name in order])
+        self.x = laid_out(torch.cat([parts[name] for name in order]))
         condition = setting.condition
         self.condition = None if condition is None else torch.cat([condition] * len(order))
         self.tangents = len(points) * self.count
@@ -148,12 +148,18 @@ def effective_weights(plan: Plan, low: torch.dtype | None) -> tuple[list[Tensor]
     return weights, pulls
 
 
+def laid_out(x: Tensor) -> Tensor:
+    """The samples in the layout to compute in."""
+    if _CHANNELS_LAST and x.device.type == "cpu" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
 def forward(
     plan: Plan, weights: list[Tensor], x: Tensor, condition: Tensor | None
 ) -> tuple[dict[int, Tensor], list[Kept]]:
     """The inputs of convolutions and linear layers and the output, and what the layers keep."""
-    if _CHANNELS_LAST and x.device.type == "cpu" and x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = laid_out(x)
     values = {0: x} if condition is None else {0: x, 1: condition}
     inputs = {layer.inputs[0] for layer in plan.layers if layer.affine}
     kept: list[Kept] = []
