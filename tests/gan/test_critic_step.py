@@ -474,8 +474,7 @@ def test_what_is_not_finite_is_reported_and_skipped() -> None:
     assert all(p.grad is None for p in critic.parameters())
 
 
-def test_memory_and_labels() -> None:
-    """Labels that look like samples, and samples of another length."""
+def test_bad_conditions() -> None:
     critic, (real, fake) = critics.make("projection"), batch()
     with pytest.raises(ValueError, match=r"condition must be of one length .*got shape \(3,\)"):
         critic_step(critic, real, fake, loss="hinge", condition=torch.arange(3))
