@@ -27,10 +27,9 @@ from pyfastgan.gan.penalties import (
     penalty_value,
 )
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
-from pyfastgan.gan.trainer import DCGAN, GAN, PRESETS, GANConfig, load, train
+from pyfastgan.gan.trainer import GAN, load, train
 
 __all__ = [
-    "DCGAN",
     "GAN",
     "OBJECTIVES",
     "PENALTIES",

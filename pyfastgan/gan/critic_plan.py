@@ -134,15 +134,28 @@ class _Proxy(fx.Proxy):
             return True
         return super().__getattr__(name)
 
+    # fx takes `x += y` for `x = x + y`, and other names of x would keep the old value.
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
     def __len__(self) -> int:
         return len(self.node.meta["value"].meta)
 
 
 class _Reader(fx.Tracer):
-    def __init__(self, critic: nn.Module, device: torch.device) -> None:
-        super().__init__(autowrap_modules=(math, ops))
+    def __init__(self, given: list[Value], device: torch.device, batch: int) -> None:
+        super().__init__(autowrap_modules=(math, ops))  # type: ignore[arg-type]
         self.proxy_buffer_attributes = True
-        self.critic, self.device = critic, device
+        self.given, self.device, self.batch = given, device, batch
         self.plan = Plan()
         self.known: dict[Any, int] = {}
         self.viewed: set[int] = set()
@@ -246,12 +259,17 @@ class _Reader(fx.Tracer):
 
     def weight(self, module: nn.Module, name: str) -> int | None:
         """The number of a module's effective weight; None if it has none."""
-        if getattr(module, name, None) is None:
+        # To look at a parametrised weight is to compute it, and may take a power iteration.
+        if not parametrize.is_parametrized(module, name) and getattr(module, name, None) is None:
             return None
         key = (id(module), name)
         if key not in self.known:
             self.known[key] = self.source(source_of(module, name))
         return self.known[key]
+
+    def number(self, weight: Value) -> int:
+        assert weight.source is not None
+        return self.source(weight.source)
 
     def source(self, source: Source) -> int:
         for k, other in enumerate(self.plan.sources):
@@ -323,13 +341,10 @@ class _Two(_Called):
 
 
 def _read(critic: nn.Module, x: Tensor, condition: Tensor | None, batch: int) -> Plan:
-    reader = _Reader(critic, x.device)
-    reader.batch = batch
     given = [Value(_meta(x, batch), 0, of_samples=True)]
     if condition is not None:
         given.append(Value(_meta(condition, batch), 1))
-    reader.given = given
-    # Made without __init__'s bookkeeping, so that the critic gets no second parent's state.
+    reader = _Reader(given, x.device, batch)
     root = _One(critic) if condition is None else _Two(critic)
     try:
         graph = reader.trace(root)
@@ -390,7 +405,7 @@ def leaf_kind(m: nn.Module) -> type | None:
 def source_of(module: nn.Module, name: str) -> Source:
     """What module.name is made of."""
     if parametrize.is_parametrized(module, name):
-        chain = module.parametrizations[name]  # type: ignore[index, union-attr]
+        chain: Any = module.parametrizations[name]  # type: ignore[index]
         if len(chain) == 1 and type(chain[0]) is _SpectralNorm:
             return Spectral(module, name, None)
         if any(True for _ in chain.buffers()):
@@ -467,11 +482,17 @@ def _pair(b: _Reader, name: str, x: Value, y: Value) -> tuple[Value, Value, tupl
     return x, y, shapes
 
 
+def _scale(b: _Reader, name: str, x: Any, factor: float, shift: float = 0.0) -> Value:
+    if factor == 1 and shift == 0:
+        return x
+    return b.emit(lin.Scale, name, (x,), x.meta * factor, float(factor), float(shift))
+
+
 def _add(b: _Reader, name: str, x: Any, y: Any, *, alpha: float = 1.0) -> Value:
     if _number(y):
-        return b.emit(lin.Scale, name, (x,), x.meta + y, 1.0, float(alpha * y))
+        return _scale(b, name, x, 1.0, alpha * y)
     if _number(x):
-        return b.emit(lin.Scale, name, (y,), y.meta + x, float(alpha), float(x))
+        return _scale(b, name, y, alpha, x)
     x, y, shapes = _pair(b, name, x, y)
     return b.emit(lin.Add, name, (x, y), torch.add(x.meta, y.meta), shapes, float(alpha))
 
@@ -482,9 +503,9 @@ def _sub(b: _Reader, name: str, x: Any, y: Any, *, alpha: float = 1.0) -> Value:
 
 def _mul(b: _Reader, name: str, x: Any, y: Any) -> Value:
     if _number(y):
-        return b.emit(lin.Scale, name, (x,), x.meta * y, float(y))
+        return _scale(b, name, x, y)
     if _number(x):
-        return b.emit(lin.Scale, name, (y,), y.meta * x, float(x))
+        return _scale(b, name, y, x)
     x, y, shapes = _pair(b, name, x, y)
     return b.emit(lin.Multiply, name, (x, y), x.meta * y.meta, shapes)
 
@@ -492,11 +513,11 @@ def _mul(b: _Reader, name: str, x: Any, y: Any) -> Value:
 def _div(b: _Reader, name: str, x: Any, y: Any) -> Value:
     if not _number(y):
         raise Unsupported("divides by a tensor")
-    return b.emit(lin.Scale, name, (x,), x.meta / y, 1.0 / y)
+    return _scale(b, name, x, 1.0 / y)
 
 
 def _neg(b: _Reader, name: str, x: Value) -> Value:
-    return b.emit(lin.Scale, name, (x,), x.meta, -1.0)
+    return _scale(b, name, x, -1.0)
 
 
 def _identity(b: _Reader, name: str, x: Value, *_: Any, **__: Any) -> Value:
@@ -607,6 +628,8 @@ def activate(
     inplace: bool = False,
     **more: Any,
 ) -> Value:
+    if inplace:
+        _check_in_place(b, x)
     if slope < 0:
         raise Unsupported("has a negative slope")
     found = (
@@ -616,19 +639,25 @@ def activate(
             lin.Act, name, (x,), x.meta, act, slope, more.get("gain", 1.0), more.get("clamp")
         )
     )
-    return replace(b, x, found) if inplace else found
+    if inplace:
+        x.number = found.number
+    return found
 
 
-def replace(b: _Reader, x: Value, by: Value) -> Value:
-    """x in place: from here on the name of the input means the output."""
+def _check_in_place(b: _Reader, x: Value) -> None:
+    """From here on the name of the input means the output; other names of it must not exist."""
     if x.number in b.viewed or x.number in (0, 1):
         raise Unsupported("changes a tensor in place that is seen elsewhere")
-    x.number = by.number
-    return by
 
 
 def _in_place(rule: Callable[..., Value]) -> Callable[..., Value]:
-    return lambda b, name, x, y: replace(b, x, rule(b, name, x, y))
+    def changed(b: _Reader, name: str, x: Value, y: Any) -> Value:
+        _check_in_place(b, x)
+        found = rule(b, name, x, y)
+        x.number = found.number
+        return found
+
+    return changed
 
 
 def _bias_act_function(
@@ -708,7 +737,7 @@ def _convolve(n: int, transposed: bool) -> Callable[..., Value]:
             _tuple(stride, n), _tuple(padding, n), _tuple(given["dilation"], n), transposed,
             _tuple(given["output_padding"], n), given["groups"],
         )  # fmt: skip
-        numbers = b.source(weight.source), None if bias is None else b.source(bias.source)
+        numbers = b.number(weight), None if bias is None else b.number(bias)
         return affine(
             b, name, x, *numbers, (weight.meta, None if bias is None else bias.meta), conv
         )
@@ -719,7 +748,7 @@ def _convolve(n: int, transposed: bool) -> Callable[..., Value]:
 def _linear(b: _Reader, name: str, x: Value, weight: Value, bias: Value | None = None) -> Value:
     if weight.source is None or (bias is not None and bias.source is None):
         raise Unsupported("has weights that depend on samples")
-    numbers = b.source(weight.source), None if bias is None else b.source(bias.source)
+    numbers = b.number(weight), None if bias is None else b.number(bias)
     return affine(b, name, x, *numbers, (weight.meta, None if bias is None else bias.meta), None)
 
 
@@ -821,7 +850,7 @@ def _embedding(b: _Reader, name: str, m: Any, x: Value) -> Value:
     meta = torch.empty(
         *x.meta.shape,
         m.embedding_dim,
-        dtype=m.weight.dtype if weight is None else next(m.parameters()).dtype,
+        dtype=next(m.parameters()).dtype,
         device="meta",
     )
     return b.emit(

@@ -275,7 +275,8 @@ def plan_of(
     # Of what `torch.compile` can write into its guards: a dtype is not.
     key = (str(real.dtype), *real.shape[1:], *about)
     _make_plan(critic, key, real, condition)
-    return critic._pyfastgan_plans.found[key]  # type: ignore[union-attr, operator]
+    plans: Any = critic._pyfastgan_plans
+    return plans.found[key]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ that a layer keeps has samples in dimension 0, so that a part of the batch is `k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,8 +36,9 @@ aten = torch.ops.aten
 Weights = list[Tensor]
 Kept = tuple[Tensor, ...]
 Maybe = Tensor | None
-# A tangent of y, for each input the q that starts there, and what the weight gradients need of it.
-Moved = tuple[Tensor, tuple[Maybe, ...], Kept]
+Found = list[tuple[int, Tensor]]  # gradients of weights, by number
+# A tangent of y, for each input the q that starts there, and the weight gradients of the tangents.
+Moved = tuple[Tensor, tuple[Maybe, ...], Found]
 
 
 def sum_to(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -83,17 +85,13 @@ class Layer:
     def weights(self) -> tuple[int, ...]:
         return ()
 
-    def weight_gradients(
-        self,
-        w: Weights,
-        kept: Kept,
-        dy: Tensor,
-        a: Maybe,
-        extra: Kept = (),
-    ) -> list[tuple[int, Tensor]]:
-        """By number, of the cotangents a_i dy_i, and of the tangents, with dy, if there are `extra`
-        of theirs (of the first samples). For layers that are not `affine`."""
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
+        """Of the cotangents a_i dy_i. For layers that are not `affine`."""
         return []
+
+    def second(self, w: Weights, q: Tensor, kept: Kept) -> tuple[tuple[Maybe, ...], Found]:
+        """`backward` and `weight_gradients` of q."""
+        return self.backward(w, q, kept), self.weight_gradients(w, kept, q, None)
 
 
 @dataclass
@@ -137,7 +135,7 @@ class Affine(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self._apply(w, ts[0].to(w[self.weight].dtype), None), (), ()
+        return self._apply(w, ts[0].to(w[self.weight].dtype), None), (), []
 
     def gradient(self, w: Weights, dy: Tensor, h: Tensor) -> Tensor:
         """Of the weight; bilinear in dy and h."""
@@ -175,11 +173,9 @@ class Bias(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return ts[0], (), ()
+        return ts[0], (), []
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         return [(self.bias, weighted_sum(dy, a))]
 
 
@@ -221,14 +217,14 @@ class Act(Layer):
         (t,) = ts
         assert t is not None
         if not self.second_order:
-            return self.backward(w, t, kept)[0], (), ()  # type: ignore[return-value]
+            return self.backward(w, t, kept)[0], (), []  # type: ignore[return-value]
         assert dy is not None
         x = kept[0]
         t, dy = t.to(x.dtype), dy.to(x.dtype)
         ty, q, _ = _act_backward_backward(
             t, None, dy, x, self._bias(w, x), *self._settings(), False
         )
-        return ty, (q,), ()
+        return ty, (q,), []
 
 
 @dataclass
@@ -248,17 +244,15 @@ class Reshape(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self.forward(w, ts[0])[0], (), ()
+        return self.forward(w, ts[0])[0], (), []
 
 
 @dataclass
 class Scale(Layer):
-    """factor * x + shift, both numbers; with factor 1 and shift 0 nothing at all."""
+    """factor * x + shift, both numbers."""
 
-    factor: float = 1.0
-    shift: float = 0.0
-
-    aliases: ClassVar[bool] = True
+    factor: float
+    shift: float
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
         y = xs[0] if self.factor == 1 else xs[0] * self.factor
@@ -269,7 +263,7 @@ class Scale(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self.backward(w, ts[0], kept)[0], (), ()  # type: ignore[return-value]
+        return self.backward(w, ts[0], kept)[0], (), []  # type: ignore[return-value]
 
 
 @dataclass
@@ -296,7 +290,7 @@ class Sum(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self.forward(w, ts[0])[0], (), ()
+        return self.forward(w, ts[0])[0], (), []
 
 
 @dataclass
@@ -322,7 +316,7 @@ class Resample(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self.forward(w, ts[0])[0], (), ()
+        return self.forward(w, ts[0])[0], (), []
 
 
 @dataclass
@@ -340,7 +334,7 @@ class Pad(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return torch.constant_pad_nd(ts[0], self.padding), (), ()
+        return torch.constant_pad_nd(ts[0], self.padding), (), []
 
 
 @dataclass
@@ -360,12 +354,12 @@ class Add(Layer):
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         t, u = ts
         if t is not None and u is not None:
-            return torch.add(t, u, alpha=self.alpha), (), ()
+            return torch.add(t, u, alpha=self.alpha), (), []
         found = t
         if u is not None:
             found = u if self.alpha == 1 else u * self.alpha
         assert found is not None
-        return found.expand(-1, *torch.broadcast_shapes(*self.shapes)), (), ()
+        return found.expand(-1, *torch.broadcast_shapes(*self.shapes)), (), []
 
 
 @dataclass
@@ -390,7 +384,7 @@ class Multiply(Layer):
         q += [None if t is None else sum_to(dy * t, self.shapes[1])]
         parts = [x * u] if u is not None else []
         parts += [t * y] if t is not None else []
-        return sum(parts[1:], parts[0]), tuple(q), ()
+        return sum(parts[1:], parts[0]), tuple(q), []
 
 
 @dataclass
@@ -412,7 +406,7 @@ class Concatenate(Layer):
             some.new_zeros(some.size(0), *shape) if t is None else t
             for t, shape in zip(ts, self.shapes, strict=True)
         ]
-        return torch.cat(whole, self.dim), (), ()
+        return torch.cat(whole, self.dim), (), []
 
 
 @dataclass
@@ -431,9 +425,7 @@ class Look(Layer):
     def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
         return (None,)
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         total = _scaled(dy, a)
         rows = w[self.weight].size(0)
         return [
@@ -462,9 +454,7 @@ class Broadcast(Layer):
     def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
         return (None,)
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         return [(self.weight, _scaled(dy, a).sum(0).reshape(w[self.weight].shape))]
 
 
@@ -507,20 +497,20 @@ class FixedNorm(Layer):
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
-        return self.backward(w, ts[0], kept)[0], (), (ts[0],)  # type: ignore[return-value]
+        found: Found = []
+        if self.weight is not None and dy is not None:
+            found = [(self.weight, weighted_sum(dy * ts[0], None) * self._spread(w))]
+        ty = self.backward(w, ts[0], kept)[0]
+        assert ty is not None
+        return ty, (), found
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         found = []
         if self.bias is not None:
             found.append((self.bias, weighted_sum(dy, a)))
         if self.weight is not None:
             (x,) = kept
             total = weighted_sum(dy * (x - self._channels(w[self.mean], x)), a)
-            if extra:
-                (t,) = extra
-                total = total + weighted_sum(dy[: t.size(0)] * t, None)
             found.append((self.weight, total * self._spread(w)))
         return found
 
@@ -568,17 +558,20 @@ class GroupNorm(Layer):
         t, dy = t.to(x.dtype), dy.to(x.dtype)
         settings = self._settings(w, x)
         ty, q, *of_weights = _norm_backward_backward(t, zeros, zeros, dy, *kept, *settings)
-        return ty, (q,), tuple(of_weights)
+        return ty, (q,), self._numbered(of_weights)
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         if not self.weights():
             return []
-        _, *found = self._backward(w, _scaled(dy, a), kept)
-        sums = [one + other for one, other in zip(found, extra, strict=True)] if extra else found
+        return self._numbered(self._backward(w, _scaled(dy, a), kept)[1:])
+
+    def second(self, w: Weights, q: Tensor, kept: Kept) -> tuple[tuple[Maybe, ...], Found]:
+        dx, *of_weights = self._backward(w, q, kept)
+        return (dx,), self._numbered(of_weights)
+
+    def _numbered(self, gradients: Sequence[Tensor]) -> Found:
         numbers = (self.weight, self.bias)
-        return [(k, g) for k, g in zip(numbers, sums, strict=True) if k is not None]
+        return [(k, g) for k, g in zip(numbers, gradients, strict=True) if k is not None]
 
 
 @dataclass
@@ -639,11 +632,13 @@ class LayerNorm(Layer):
 
         total = over_rows(z * t) * pu + over_rows(z * u) * pt + over_rows(u * pt) * z
         q = total * (spread / -math.prod(self.shape))
-        return (pt if weight is None else pt * weight), (q,), (pt,)
+        found: Found = []
+        if self.weight is not None:
+            rows = list(range(t.dim() - len(self.shape)))
+            found = [(self.weight, (self._exact(dy) * pt).sum(rows))]
+        return (pt if weight is None else pt * weight), (q,), found
 
-    def weight_gradients(
-        self, w: Weights, kept: Kept, dy: Tensor, a: Maybe, extra: Kept = ()
-    ) -> list[tuple[int, Tensor]]:
+    def weight_gradients(self, w: Weights, kept: Kept, dy: Tensor, a: Maybe) -> Found:
         if not self.weights():
             return []
         x, mean, spread = kept
@@ -653,9 +648,6 @@ class LayerNorm(Layer):
         )
         found = [] if self.bias is None else [(self.bias, by_bias)]
         if self.weight is not None:
-            for pt in extra:
-                rows = list(range(dy.dim() - len(self.shape)))
-                by_weight = by_weight + (dy[: len(pt)] * pt).sum(rows)
             found.append((self.weight, by_weight))
         return found
 

@@ -72,7 +72,7 @@ class Batch:
         self.at = {
             name: slice(k * self.count, (k + 1) * self.count) for k, name in enumerate(order)
         }
-        self.x = torch.cat([parts[name] for name in order])
+        self.x = laid_out(torch.cat([parts[name] for name in order]))
         condition = setting.condition
         self.condition = None if condition is None else torch.cat([condition] * len(order))
         self.tangents = len(points) * self.count
@@ -148,12 +148,18 @@ def effective_weights(plan: Plan, low: torch.dtype | None) -> tuple[list[Tensor]
     return weights, pulls
 
 
+def laid_out(x: Tensor) -> Tensor:
+    """The samples in the layout to compute in."""
+    if _CHANNELS_LAST and x.device.type == "cpu" and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
 def forward(
     plan: Plan, weights: list[Tensor], x: Tensor, condition: Tensor | None
 ) -> tuple[dict[int, Tensor], list[Kept]]:
     """The inputs of convolutions and linear layers and the output, and what the layers keep."""
-    if _CHANNELS_LAST and x.device.type == "cpu" and x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = laid_out(x)
     values = {0: x} if condition is None else {0: x, 1: condition}
     inputs = {layer.inputs[0] for layer in plan.layers if layer.affine}
     kept: list[Kept] = []
@@ -243,12 +249,13 @@ def weight_gradients(
     for k, layer in enumerate(plan.layers):
         dy = deltas[k]
         ts = tuple(tangents.get(v) for v in layer.inputs)
-        extra: Kept = ()
         again = plan.bends[layer.output] if count else False
         if plan.of_samples[layer.output] and any(t is not None for t in ts):
             part = tuple(t[:count] for t in kept[k])
-            look = dy[:count] if layer.second_order and dy is not None else None
-            tangents[layer.output], seconds[k], extra = layer.tangent(weights, ts, part, look)
+            look = None if dy is None else dy[:count]
+            tangents[layer.output], seconds[k], of_tangents = layer.tangent(weights, ts, part, look)
+            for number, gradient in of_tangents:
+                add(number, gradient)
         if isinstance(layer, Affine) and dy is not None:
             v = layer.inputs[0]
             if needed[layer.weight]:
@@ -270,7 +277,11 @@ def weight_gradients(
                 if not again:
                     values.pop(v, None)
         elif dy is not None and layer.weights():
-            for number, gradient in layer.weight_gradients(weights, kept[k], dy, whole, extra):
+            # Without a loss the first samples' cotangents count for nothing.
+            start = count if only_points else 0
+            rest = tuple(t[start:] for t in kept[k])
+            some = None if whole is None else whole[start:]
+            for number, gradient in layer.weight_gradients(weights, rest, dy[start:], some):
                 add(number, gradient)
         deltas[k] = None
         if not again:
@@ -338,8 +349,9 @@ def bend(
                 if layer.inputs[0] > 1:
                     found = [layer.data_gradient(weights, q, x)]
             else:
-                found = list(layer.backward(weights, q, part))
-                for number, gradient in layer.weight_gradients(weights, part, q, None):
+                dxs, of_q = layer.second(weights, q, part)
+                found = list(dxs)
+                for number, gradient in of_q:
                     add(number, gradient)
             kept[k] = ()
         for v, one, two in zip(

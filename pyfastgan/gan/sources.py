@@ -90,7 +90,9 @@ class Expression(Source):
 
     def value(self) -> tuple[Tensor, Pull]:
         leaves = self.parameters()
-        value, pull = torch.func.vjp(lambda *given: self._evaluate([*given]), *leaves)
+        value, pull = torch.func.vjp(  # type: ignore[misc]
+            lambda *given: self._evaluate([*given]), *leaves
+        )
         return value, lambda gradient: list(zip(leaves, pull(gradient), strict=True))  # type: ignore[arg-type]
 
 
@@ -113,33 +115,33 @@ class Spectral(Source):
 
     def value(self) -> tuple[Tensor, Pull]:
         (weight,) = self.parameters()
+        module: Any = self.module
+        norm: Any = module.parametrizations[self.name][0] if self.hook is None else self.hook
+        dim = norm.dim
+        order = [dim, *(k for k in range(weight.dim()) if k != dim)]
+        matrix = weight.permute(order).flatten(1)
         if self.hook is None:
-            norm = self.module.parametrizations[self.name][0]  # type: ignore[index, union-attr]
-            matrix, dim = norm._reshape_weight_to_matrix(weight), norm.dim
-            if weight.ndim == 1:
-                raise NotImplementedError
-            if norm.training:
-                norm._power_iteration(matrix, norm.n_power_iterations)
-            u, v = norm._u, norm._v
+            u, v, training = norm._u, norm._v, norm.training
         else:
-            matrix, dim = self.hook.reshape_weight_to_matrix(weight), self.hook.dim
-            u, v = getattr(self.module, self.name + "_u"), getattr(self.module, self.name + "_v")
-            if self.module.training:
-                for _ in range(self.hook.n_power_iterations):
-                    v.copy_(_unit(matrix.t() @ u, self.hook.eps))
-                    u.copy_(_unit(matrix @ v, self.hook.eps))
+            u, v = getattr(module, self.name + "_u"), getattr(module, self.name + "_v")
+            training = module.training
+        if training:
+            for _ in range(norm.n_power_iterations):
+                # The newer style begins with u.
+                if self.hook is None:
+                    u.copy_(_unit(matrix @ v, norm.eps))
+                v.copy_(_unit(matrix.t() @ u, norm.eps))
+                if self.hook is not None:
+                    u.copy_(_unit(matrix @ v, norm.eps))
         u, v = u.clone(), v.clone()
         sigma = u @ (matrix @ v)
         effective = weight / sigma
 
         def pull(gradient: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-            outer = torch.outer(u, v)
-            if dim != 0:
-                order = [dim, *(k for k in range(weight.dim()) if k != dim)]
-                outer = outer.reshape([weight.size(k) for k in order])
-                outer = outer.permute([order.index(k) for k in range(weight.dim())])
+            outer = torch.outer(u, v).reshape([weight.size(k) for k in order])
+            outer = outer.permute([order.index(k) for k in range(weight.dim())])
             share = (gradient * effective).sum()
-            return [(weight, (gradient - share * outer.reshape(weight.shape)) / sigma)]  # type: ignore[list-item]
+            return [(weight, (gradient - share * outer) / sigma)]  # type: ignore[list-item]
 
         return effective, pull
 

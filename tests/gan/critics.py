@@ -121,7 +121,7 @@ CRITICS = {
     "silu": lambda: plain(nn.SiLU()),
     "instance norm": lambda: plain(norm=lambda c: nn.InstanceNorm2d(c, affine=True)),  # type: ignore[arg-type]
     "group norm, tanh": lambda: plain(nn.Tanh(), norm=lambda c: nn.GroupNorm(2, c)),  # type: ignore[arg-type]
-    "NormAct": lambda: plain(norm=lambda c: NormAct(c, norm="layer", act="gelu")),  # type: ignore[arg-type]
+    "NormAct": lambda: plain(norm=lambda c: NormAct("layer", c, act="gelu")),  # type: ignore[arg-type]
     "layer norm": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.LayerNorm(144), nn.Linear(144, 1)
     ),
@@ -156,13 +156,13 @@ COMBINATIONS = [
 ]
 
 
-def make(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A critic whose every parameter matters."""
+def make(name: str, dtype: torch.dtype = torch.float64, gain: float = 1.0) -> nn.Module:
+    """A critic whose every parameter matters, times `gain`."""
     torch.manual_seed(3)
     critic = CRITICS[name]()
     with torch.no_grad():
         for p in critic.parameters():
-            p.add_(0.05 * torch.randn_like(p))
+            p.add_(0.05 * torch.randn_like(p)).mul_(gain)
     return critic.to(dtype)
 
 

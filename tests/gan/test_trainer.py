@@ -255,7 +255,7 @@ def test_a_folder_is_resized_to_what_is_asked_for(tmp_path: Path) -> None:
 
 def test_networks_without_a_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="image_size and channels must be given where there are"):
-        DCGAN(PRESETS["dcgan"])
+        GAN(PRESETS["dcgan"])
 
 
 def test_bad_configuration(tmp_path: Path) -> None:
