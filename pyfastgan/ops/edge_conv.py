@@ -9,7 +9,8 @@
 `plan` says what serves a call. "edge" are kernels of our own, for images of few channels C on a CPU,
 where torch's convolution reaches a fifth of the machine's matrix rate: a critic's first layer, a
 generator's last one, forward, in the gradient of the data (each is the other's) and in that of the
-weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 inputs. "torch" is
+weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 inputs and for convolutions whose
+kernel is as large as the image, with 1 x 1 results. "torch" is
 torch's convolution, for everything else: in the middle of a network it runs at that rate already.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
@@ -53,15 +54,16 @@ _CPU_KERNELS = _backends.missing("cpu") is None
 
 
 def plan(
-    weight: Tensor, stride: int, *, transposed_size: tuple[int, int] | None = None, padding: int = 0
+    weight: Tensor, stride: int, *, features_size: tuple[int, int], padding: int = 0
 ) -> Literal["edge", "matrix", "torch"]:
-    """What serves a convolution with this weight, or a transposed one of inputs of `transposed_size`.
+    """What serves a convolution with this weight whose results are of `features_size`, or a transposed one whose
+    inputs are.
 
     "edge" needs a CPU with the compiled kernels, at most 4 channels on the image's side and at least
     8 on the other, a stride that divides the kernel, and channels * stride^2 in (1, 2, 3, 4, 8, 12, 16).
     """
     features, channels, kh, kw = weight.shape
-    if transposed_size == (1, 1) and padding == 0:
+    if features_size == (1, 1) and padding == 0:
         return "matrix"
     few = channels <= _FEW and features >= _MANY and channels * stride**2 in _OUTPUTS
     whole = kh % stride == 0 and kw % stride == 0
@@ -570,8 +572,13 @@ def edge_conv(
     _check_act(x, weight.size(0), bias, act, slope)
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    if forward_mode() or plan(weight, stride) != "edge":
-        y = F.conv2d(x, weight, None, stride, padding)
+    extent = tuple(_size(x.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
+    served = plan(weight, stride, features_size=extent, padding=padding)  # type: ignore[arg-type]
+    if forward_mode() or served != "edge":
+        if served == "matrix":
+            y = _to_points(x, weight)
+        else:
+            y = F.conv2d(x, weight, None, stride, padding)
         return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
     if channels_last is None:
         channels_last = _is_last(x) or _is_last(weight)
@@ -623,13 +630,22 @@ def edge_conv_transpose(
             f"padding {padding} leaves nothing of the result, which would be {height} x {width}"
         )
     extent = (x.size(2), x.size(3))
-    served = plan(weight, stride, transposed_size=extent, padding=padding + output_padding)
+    served = plan(weight, stride, features_size=extent, padding=padding + output_padding)
     if forward_mode() or served == "torch":
         settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
         return edge_conv_transpose_reference(x, weight, **settings)
     if served == "matrix":
         return _of_points(x, weight)
     return _call(_Transpose, _transpose, x, weight, stride, padding, height, width)
+
+
+def _to_points(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution with 1 x 1 results: every sample is a row of a matrix product."""
+    features, _, kh, kw = weight.shape
+    x = x[:, :, :kh, :kw]
+    if _is_last(x) or _is_last(weight):
+        x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+    return (x.reshape(x.size(0), -1) @ weight.reshape(features, -1).t())[:, :, None, None]
 
 
 def _of_points(x: Tensor, weight: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from pyfastgan.gan import (
 from pyfastgan.gan.level_sets import level_set_picture
 
 TINY = {"batch_size": 8, "accelerator": "cpu", "sample_every": 0, "sample_count": 4, "log_every": 1}
-SMALL_IMAGES = {**TINY, "image_size": 8, "width": 4, "latent_dim": 6}
+SMALL_IMAGES = {**TINY, "image_size": 8, "channels": 1, "width": 4, "latent_dim": 6}
 SMALL_POINTS = {**TINY, "width": 16}
 
 

@@ -102,8 +102,8 @@ def test_any_size_equals_torch_in_float64(
 )
 def test_what_serves_a_weight(weight, stride, expected):
     with pf.use_backend(BACKENDS[0]):
-        assert plan(torch.empty(weight), stride) == expected
-        assert plan(torch.empty(weight, device="meta"), stride) == "torch"
+        assert plan(torch.empty(weight), stride, features_size=(8, 8)) == expected
+        assert plan(torch.empty(weight, device="meta"), stride, features_size=(8, 8)) == "torch"
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -111,7 +111,7 @@ def test_points_are_a_matrix_product(last):
     w = torch.randn(6, 9, 4, 3, dtype=torch.float64)
     w = laid_out(w, "channels last" if last else "contiguous").requires_grad_()
     x = torch.randn(5, 6, 1, 1, dtype=torch.float64, requires_grad=True)
-    assert plan(w, 2, transposed_size=(1, 1)) == "matrix"
+    assert plan(w, 2, features_size=(1, 1)) == "matrix"
     y, z = pf.ops.edge_conv_transpose(x, w, stride=2), F.conv_transpose2d(x, w, stride=2)
     torch.testing.assert_close(y, z)
     assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -204,3 +204,25 @@ def test_first_derivatives_behind_an_activation(width, layout, dtype):
     exact = torch.autograd.grad(z, wide, torch.where(y > 0, dy.double(), 0.3 * dy.double()))
     for a, e in zip(ours, exact, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=rough, atol=256 * 2**-23)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [4, 5])
+def test_results_of_one_place_are_a_matrix_product(last, size):
+    """An image as large as the kernel, and one whose rest the stride leaves out."""
+    layout = "channels last" if last else "contiguous"
+    w = laid_out(torch.randn(9, 6, 4, 4, dtype=torch.float64), layout).requires_grad_()
+    x = laid_out(torch.randn(5, 6, size, size, dtype=torch.float64), layout).requires_grad_()
+    bias = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    assert plan(w, 2, features_size=(1, 1)) == "matrix"
+    assert plan(w, 2, features_size=(1, 1), padding=1) == "torch"
+    y = pf.ops.edge_conv(x, w, bias, stride=2, act="leaky_relu")
+    z = F.leaky_relu(F.conv2d(x, w, bias, stride=2), 0.2)
+    torch.testing.assert_close(y, z)
+    dy = torch.randn_like(z)
+    for a, b in zip(
+        torch.autograd.grad(y, (x, w, bias), dy),
+        torch.autograd.grad(z, (x, w, bias), dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
