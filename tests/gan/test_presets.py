@@ -113,7 +113,8 @@ def test_a_discriminator_without_norm_judges_each_image_by_itself() -> None:
 
 
 def batches(config: GANConfig) -> Tensor:
-    return torch.rand(config.batch_size, *config.shape) * 2 - 1
+    size, channels = config.image_shape
+    return torch.rand(config.batch_size, channels, size, size) * 2 - 1
 
 
 def test_wgan_clips_its_weights_and_logs_the_distance(fabric: Fabric) -> None:
