@@ -214,7 +214,8 @@ def train(
     dataset = _dataset(own, resolved)
     points = None
     if resolved.architecture == "mlp":
-        points = dataset[torch.arange(min(_PICTURED_POINTS, len(dataset)))][0]
+        held = dataset.tensors
+        points = None if held is None else held[0][:_PICTURED_POINTS]
     else:
         channels, image_size = dataset.shape[0], dataset.shape[-1]
         resolved = resolve_config(GANConfig, resolved, image_size=image_size, channels=channels)
