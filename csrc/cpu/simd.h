@@ -161,6 +161,12 @@ PF_FN vdouble exponential(vdouble x) {
 PF_FN vdouble log1p_unit(vdouble x) {
     return each_lane(x, [](double v) { return ::log1p(v); });
 }
+PF_FN vdouble arctangent(vdouble x) {
+    return each_lane(x, [](double v) { return ::atan(v); });
+}
+PF_FN vdouble logarithm(vdouble x) {
+    return each_lane(x, [](double v) { return ::log(v); });
+}
 PF_FN vdouble logistic(vdouble x) { return 1.0 / (1.0 + exponential(-x)); }
 PF_FN vdouble hyperbolic_tangent(vdouble x) {
     return each_lane(x, [](double v) { return ::tanh(v); });

@@ -4,7 +4,8 @@ A line here brings an op in: its file registers it as it is imported, and its pu
 the file's name.
 """
 
+from .affine_coupling import affine_coupling
 from .bias_act import bias_act
 from .random import random_normal, random_uniform, random_words
 
-__all__ = ["bias_act", "random_normal", "random_uniform", "random_words"]
+__all__ = ["affine_coupling", "bias_act", "random_normal", "random_uniform", "random_words"]
