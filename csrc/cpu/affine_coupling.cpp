@@ -5,10 +5,8 @@
 //
 // A tensor is (samples, size), the elements of a sample next to each other; samples may lie apart, as the halves of a
 // network's output do.
+#include "samples.h"
 #include "threads.h"
-#include "types.h"
-
-#include <memory>
 
 #include "../export.h"
 #include "../math/affine_coupling.h"
@@ -19,37 +17,6 @@ namespace {
 constexpr int64_t kPiece = 4096;  // elements of a piece of work
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 constexpr int64_t kSmall = 16384;  // below this the calling thread does it all
-
-struct Batch {
-    int64_t samples, size;
-};
-
-// The samples of a piece, or the part of one sample where samples are large.
-struct Piece {
-    int64_t first, last, begin, count;  // samples [first, last), elements [begin, begin + count) of each
-};
-
-class Pieces {
-public:
-    explicit Pieces(Batch b)
-        : batch_(b),
-          parts_((b.size + kPiece - 1) / kPiece),
-          group_(parts_ > 1 ? 1 : kPiece / (b.size > 0 ? b.size : 1)) {}
-    int64_t parts() const { return parts_; }
-    int64_t count() const { return parts_ > 1 ? batch_.samples * parts_ : (batch_.samples + group_ - 1) / group_; }
-    Piece operator[](int64_t k) const {
-        if (parts_ > 1) {
-            const int64_t begin = k % parts_ * kPiece, rest = batch_.size - begin;
-            return {k / parts_, k / parts_ + 1, begin, rest < kPiece ? rest : kPiece};
-        }
-        const int64_t first = k * group_, last = first + group_;
-        return {first, last < batch_.samples ? last : batch_.samples, 0, batch_.size};
-    }
-
-private:
-    Batch batch_;
-    int64_t parts_, group_;
-};
 
 template <class S>
 struct Settings {
@@ -74,24 +41,6 @@ PF_FN void each_run(const Piece& p, bool together, F run) {
     }
 }
 
-template <class V, class S>
-double sum_of(const S* values, int64_t n) {
-    constexpr int kStep = sizeof(V) / sizeof(S);
-    V total = splat<V>(0), other = splat<V>(0);
-    int64_t k = 0;
-    for (; k + 2 * kStep <= n; k += 2 * kStep) {
-        total += load<V>(values + k);
-        other += load<V>(values + k + kStep);
-    }
-    double sum = 0;
-    if (k > 0) {
-        total += other;
-        for (int lane = 0; lane < kStep; ++lane) sum += total[lane];
-    }
-    for (; k < n; ++k) sum += values[k];
-    return sum;
-}
-
 template <class T>
 PF_FN void put(T* p, Pack<T> v, bool past_caches) {
     if (past_caches)
@@ -112,11 +61,11 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
     using V = Pack<T>;
     using S = Scalar<V>;
     constexpr int64_t kStep = lanes<T>();
-    const Pieces pieces(batch);
+    const Pieces pieces(batch, kPiece);
     const bool together = x.stride == batch.size && raw.stride == batch.size && shift.stride == batch.size;
     const bool past_caches = streams(batch, y) && batch.size % kStep == 0;
     const S sign = s.inverse ? S(-1) : S(1);
-    const std::unique_ptr<double[]> partial(pieces.parts() > 1 ? new double[batch.samples * pieces.parts()] : nullptr);
+    SampleSums<V> sums(batch, pieces, logdet);
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S logs[kPiece + kStep];
@@ -140,21 +89,10 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
                            left);
             }
         });
-        for (int64_t n = piece.first; n < piece.last; ++n) {
-            const double sum = sum_of<V>(logs + (n - piece.first) * piece.count, piece.count);
-            if (partial)
-                partial[k] = sum;
-            else
-                logdet[n] = static_cast<S>(sum);
-        }
+        sums.add(k, piece, logs);
         if (past_caches) stream_done();
     });
-    if (!partial) return;
-    for (int64_t n = 0; n < batch.samples; ++n) {
-        double sum = 0;
-        for (int64_t k = 0; k < pieces.parts(); ++k) sum += partial[n * pieces.parts() + k];
-        logdet[n] = static_cast<S>(sum);
-    }
+    sums.finish();
 }
 
 template <int M, class T>
@@ -163,7 +101,7 @@ void backward(Batch batch, Tensor<T> dy, const Scalar<Pack<T>>* dlogdet, Tensor<
     using V = Pack<T>;
     using S = Scalar<V>;
     constexpr int64_t kStep = lanes<T>();
-    const Pieces pieces(batch);
+    const Pieces pieces(batch, kPiece);
     const bool together = dy.stride == batch.size && y.stride == batch.size && raw.stride == batch.size &&
                           (s.first || shift.stride == batch.size);
     const bool past_caches = streams(batch, dx) && streams(batch, draw) && batch.size % kStep == 0;
@@ -171,8 +109,7 @@ void backward(Batch batch, Tensor<T> dy, const Scalar<Pack<T>>* dlogdet, Tensor<
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S dlogs[kPiece + kStep];  // of each element
-        for (int64_t n = piece.first, i = 0; n < piece.last; ++n)
-            for (int64_t j = 0; j < piece.count; ++j) dlogs[i++] = dlogdet[n];
+        repeat(piece, dlogdet, dlogs);
         each_run(piece, together, [&](int64_t sample, int64_t from, int64_t count, int64_t done) {
             const T* pdy = dy.data + sample * dy.stride + from;
             const T* py = y.data + sample * y.stride + from;

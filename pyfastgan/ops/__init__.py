@@ -7,5 +7,6 @@ the file's name.
 from .affine_coupling import affine_coupling
 from .bias_act import bias_act
 from .random import random_normal, random_uniform, random_words
+from .rational_quadratic_spline import rational_quadratic_spline
 
-__all__ = ["affine_coupling", "bias_act", "random_normal", "random_uniform", "random_words"]
+__all__ = ["affine_coupling", "bias_act", "random_normal", "random_uniform", "random_words", "rational_quadratic_spline"]
