@@ -51,7 +51,8 @@ PF_FN void put(T* p, Pack<T> v, bool past_caches) {
 
 template <class T>
 bool streams(const Batch& b, const T* out) {
-    return sizeof(T) == sizeof(Scalar<Pack<T>>) && b.samples * b.size * static_cast<int64_t>(sizeof(T)) >= kPastCaches &&
+    return sizeof(T) == sizeof(Scalar<Pack<T>>) &&
+           b.samples * b.size * static_cast<int64_t>(sizeof(T)) >= kPastCaches &&
            reinterpret_cast<uintptr_t>(out) % sizeof(Pack<T>) == 0;
 }
 
@@ -85,7 +86,8 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
                     past_caches);
             if (i < count) {
                 const int64_t left = count - i;
-                write_part(py + i, step(read_part(px + i, left), read_part(praw + i, left), read_part(pshift + i, left), i),
+                write_part(py + i,
+                           step(read_part(px + i, left), read_part(praw + i, left), read_part(pshift + i, left), i),
                            left);
             }
         });

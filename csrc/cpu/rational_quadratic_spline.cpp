@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t kPiece = 512;  // elements of a piece of work
 constexpr int64_t kSmall = 1024;  // below this the calling thread does it all
+constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of gradients that will not stay in a cache
 constexpr int kAhead = 4;  // packs that are fetched before they are read
 constexpr int kMostBins = 64;  // shared with pyfastgan/ops/rational_quadratic_spline.py
 constexpr int kMostColumns = 3 * kMostBins + 1 + kLanes;
@@ -161,6 +162,37 @@ PF_FN void write_columns(const Tiles& tiles, const Source<T*>* sources, int64_t 
     }
 }
 
+// Rows that lie next to each other, past the caches. They are put together in `buffer` first, so that whole lines go
+// out.
+template <class T>
+PF_FN void stream_columns(const Tiles& tiles, const int columns[3], const Source<T*>* sources, int64_t row,
+                          Pack<T>* parameters, Pack<T>* buffer) {
+    Source<T*> local[3];
+    Pack<T>* next = buffer;
+    for (int k = 0; k < 3; ++k) {
+        local[k] = {reinterpret_cast<T*>(next), columns[k]};
+        next += columns[k];
+    }
+    write_columns<T>(tiles, local, 0, lanes<T>(), parameters);
+    next = buffer;
+    for (int k = 0; k < 3; ++k) {
+        T* to = sources[k].data + row * columns[k];
+        for (int j = 0; j < columns[k]; ++j) stream(to + j * lanes<T>(), *next++);
+    }
+}
+
+template <class T>
+bool streams(const Batch& b, const int columns[3], const Source<T*>* sources) {
+    if (sizeof(T) != sizeof(Scalar<Pack<T>>)) return false;
+    int64_t bytes = 0;
+    for (int k = 0; k < 3; ++k) {
+        if (sources[k].stride != columns[k] || reinterpret_cast<uintptr_t>(sources[k].data) % sizeof(Pack<T>) != 0)
+            return false;
+        bytes += b.samples * b.size * columns[k] * static_cast<int64_t>(sizeof(T));
+    }
+    return bytes >= kPastCaches;
+}
+
 // What a later pack reads. Three streams of short rows are more than processors follow by themselves.
 template <class T>
 PF_FN void prefetch(const Source<const T*>* sources, const int columns[3], int64_t row, int64_t rows) {
@@ -169,7 +201,8 @@ PF_FN void prefetch(const Source<const T*>* sources, const int columns[3], int64
     if (row + kStep > rows) return;
     for (int k = 0; k < 3; ++k) {
         const char* p = reinterpret_cast<const char*>(sources[k].data + row * sources[k].stride);
-        const char* end = reinterpret_cast<const char*>(sources[k].data + (row + kStep - 1) * sources[k].stride + columns[k]);
+        const char* end =
+            reinterpret_cast<const char*>(sources[k].data + (row + kStep - 1) * sources[k].stride + columns[k]);
         for (; p < end; p += kLine) __builtin_prefetch(p);
     }
 }
@@ -187,74 +220,70 @@ struct Found {
 
 // exp(logit - largest) of each bin.
 template <class V, class S>
-PF_FN Exact<V> masses(const V* logits, int bins, S pull, V* mass) {
-    V largest;
+PF_FN void masses(const V* logits, int bins, S pull, V* mass) {
     if (pull != 0) {
         for (int k = 0; k < bins; ++k) mass[k] = soft_clip(logits[k], pull);
         logits = mass;
     }
-    largest = logits[0];
+    V largest = logits[0];
     for (int k = 1; k < bins; ++k) largest = select(logits[k] > largest, logits[k], largest);
-    Exact<V> total = {splat<V>(0), splat<V>(0)};
-    for (int k = 0; k < bins; ++k) {
-        mass[k] = decay(logits[k] - largest);
-        accumulate(total, mass[k]);
-    }
-    return total;
+    for (int k = 0; k < bins; ++k) mass[k] = decay(logits[k] - largest);
 }
 
-// The bin of `at` on the axis whose masses are `mass`.
+// The bin of `at` on the axis whose masses are `mass`; the inverse of their total.
 template <class V, class S>
-PF_FN void find(const Search<V>& search, const V* mass, int bins, const SplineAxis<S>& axis, V& index, V& offset,
-                V& below, V& own) {
-    Exact<V> sum = {splat<V>(0), splat<V>(0)};
-    index = splat<V>(0);
-    below = index;
+PF_FN V find(V at, const V* mass, int bins, const SplineAxis<S>& axis, V& index, V& offset, V& below, V& own) {
+    Exact<V> sum[kMostBins + 1];
+    sum[0] = {splat<V>(0), splat<V>(0)};
+    for (int k = 0; k < bins; ++k) {
+        sum[k + 1] = sum[k];
+        accumulate(sum[k + 1], mass[k]);
+    }
+    const Search<V> search = search_axis(at, sum[bins], axis);
+    V number = splat<V>(0);
+    index = below = number;
     own = mass[0];
-    offset = offset_from(search, sum, S(0), axis);
+    offset = offset_from(search, sum[0], number, axis);
     for (int k = 1; k < bins; ++k) {
-        accumulate(sum, mass[k - 1]);
-        const V next = offset_from(search, sum, static_cast<S>(k), axis);
+        number += S(1);
+        const V next = offset_from(search, sum[k], number, axis);
         const auto reached = next >= S(0);
-        index = select(reached, splat<V>(static_cast<S>(k)), index);
+        index = select(reached, number, index);
         offset = select(reached, next, offset);
-        below = select(reached, sum.sum, below);
+        below = select(reached, sum[k].sum, below);
         own = select(reached, mass[k], own);
     }
+    return search.inverse_total;
 }
 
-// The masses of a bin whose index is known.
+// The masses of a bin whose index is known; the inverse of their total.
 template <class V>
-PF_FN void pick(V index, const V* mass, int bins, V& below, V& own) {
+PF_FN V pick(V index, const V* mass, int bins, V& below, V& own) {
     using S = Scalar<V>;
-    V sum = splat<V>(0);
-    below = sum;
-    own = mass[0];
+    V sum = mass[0], number = splat<V>(0);
+    below = number;
+    own = sum;
     for (int k = 1; k < bins; ++k) {
-        sum += mass[k - 1];
-        const auto reached = index >= static_cast<S>(k);
+        number += S(1);
+        const auto reached = index >= number;
         below = select(reached, sum, below);
         own = select(reached, mass[k], own);
+        sum += mass[k];
     }
+    return S(1) / sum;
 }
 
 template <class V, class S>
 PF_FN Found<V> locate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mass) {
-    const Exact<V> x_total = masses(columns, s.bins, s.pull, x_mass);
-    const Exact<V> y_total = masses(columns + s.bins, s.bins, s.pull, y_mass);
+    masses(columns, s.bins, s.pull, x_mass);
+    masses(columns + s.bins, s.bins, s.pull, y_mass);
     Found<V> f;
     if (s.inverse) {
-        const Search<V> search = search_axis(at, y_total, s.y);
-        find(search, y_mass, s.bins, s.y, f.index, f.offset, f.y_below, f.y_mass);
-        pick(f.index, x_mass, s.bins, f.x_below, f.x_mass);
-        f.y_inverse = search.inverse_total;
-        f.x_inverse = S(1) / x_total.sum;
+        f.y_inverse = find(at, y_mass, s.bins, s.y, f.index, f.offset, f.y_below, f.y_mass);
+        f.x_inverse = pick(f.index, x_mass, s.bins, f.x_below, f.x_mass);
     } else {
-        const Search<V> search = search_axis(at, x_total, s.x);
-        find(search, x_mass, s.bins, s.x, f.index, f.offset, f.x_below, f.x_mass);
-        pick(f.index, y_mass, s.bins, f.y_below, f.y_mass);
-        f.x_inverse = search.inverse_total;
-        f.y_inverse = S(1) / y_total.sum;
+        f.x_inverse = find(at, x_mass, s.bins, s.x, f.index, f.offset, f.x_below, f.x_mass);
+        f.y_inverse = pick(f.index, y_mass, s.bins, f.y_below, f.y_mass);
     }
     f.x_unit = s.x.range * s.x.free * f.x_inverse;
     f.y_unit = s.y.range * s.y.free * f.y_inverse;
@@ -265,11 +294,12 @@ PF_FN Found<V> locate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* 
 
     // With linear tails the outer knots have the derivative 1 and no logit.
     const V* logits = columns + 2 * s.bins;
-    const int first = s.tails() ? 1 : 0;  // the knot of the first logit
     V left = logits[0], right = logits[0];
+    V number = splat<V>(s.tails() ? 0 : -1);  // of the bin to the left of a knot with a logit
     for (int k = 0; k < s.knots; ++k) {
-        left = select(f.index == static_cast<S>(k + first), logits[k], left);
-        right = select(f.index == static_cast<S>(k + first - 1), logits[k], right);
+        right = select(f.index == number, logits[k], right);
+        number += S(1);
+        left = select(f.index == number, logits[k], left);
     }
     f.bin.left = knot_slope(left, s.slope, f.left_slope);
     f.bin.right = knot_slope(right, s.slope, f.right_slope);
@@ -308,9 +338,10 @@ template <class V, class S>
 PF_FN void axis_gradients(V* logits, const V* mass, int bins, S pull, V index, V knot, V extent, V unit, V inverse,
                           V below, V own) {
     const V common = (knot * below + extent * own) * inverse;
+    V number = splat<V>(0);
     for (int k = 0; k < bins; ++k) {
-        const V direct = select(index > static_cast<S>(k), knot,
-                                select(index == static_cast<S>(k), extent, splat<V>(0)));
+        const V direct = select(index > number, knot, select(index == number, extent, splat<V>(0)));
+        number += S(1);
         V g = unit * mass[k] * (direct - common);
         if (pull != 0) g = g * soft_clip_slope(soft_clip(logits[k], pull), pull);
         logits[k] = g;
@@ -334,12 +365,26 @@ PF_FN V differentiate(V at, V dout, V dlog, V* columns, const Spline<S>& s, V* x
     axis_gradients(columns, x_mass, s.bins, s.pull, f.index, g.x, g.width, f.x_unit, f.x_inverse, f.x_below, f.x_mass);
     axis_gradients(columns + s.bins, y_mass, s.bins, s.pull, f.index, g.y, g.height, f.y_unit, f.y_inverse, f.y_below,
                    f.y_mass);
-    const int first = s.tails() ? 1 : 0;
     const V left = g.left * f.left_slope, right = g.right * f.right_slope, zero = splat<V>(0);
-    for (int k = 0; k < s.knots; ++k)
-        columns[2 * s.bins + k] = select(f.index == static_cast<S>(k + first), left,
-                                         select(f.index == static_cast<S>(k + first - 1), right, zero));
+    V number = splat<V>(s.tails() ? 0 : -1);
+    for (int k = 0; k < s.knots; ++k) {
+        const V by_right = select(f.index == number, right, zero);
+        number += S(1);
+        columns[2 * s.bins + k] = select(f.index == number, left, by_right);
+    }
     return select(outside, s.tails() ? dout : zero, g.at);
+}
+
+template <class T>
+PF_FN Pack<T> read_some(const T* p, int64_t count) {
+    return count < lanes<T>() ? read_part(p, count) : Storage<T>::read(p);
+}
+template <class T>
+PF_FN void write_some(T* p, Pack<T> v, int64_t count) {
+    if (count < lanes<T>())
+        write_part(p, v, count);
+    else
+        Storage<T>::write(p, v);
 }
 
 template <class T>
@@ -361,14 +406,11 @@ void forward(Batch batch, const T* x, const Source<const T*>* sources, T* y, Sca
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
             prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
             read_columns<T>(tiles, sources, element, here, parameters);
-            const V at = here < kStep ? read_part(x + element, here) : Storage<T>::read(x + element);
+            const V at = read_some(x + element, here);
             V log;
             const V value = evaluate(at, parameters, s, x_mass, y_mass, log);
             store(logs + i, log);
-            if (here < kStep)
-                write_part(y + element, value, here);
-            else
-                Storage<T>::write(y + element, value);
+            write_some(y + element, value, here);
         }
         if (elementwise)
             memcpy(logdet + start, logs, static_cast<std::size_t>(count) * sizeof(S));
@@ -387,10 +429,11 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
     const Pieces pieces(batch, kPiece);
     const int columns[] = {s.bins, s.bins, s.knots};
     const Tiles tiles(columns, kStep);
+    const bool past_caches = streams(batch, columns, gradients);
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         const int64_t start = piece.first * batch.size + piece.begin, count = (piece.last - piece.first) * piece.count;
-        V parameters[kMostColumns], x_mass[kMostBins], y_mass[kMostBins];
+        V parameters[kMostColumns], x_mass[kMostBins], y_mass[kMostBins], buffer[kMostColumns];
         S dlogs[kPiece + kStep];
         if (elementwise)
             memcpy(dlogs, dlogdet + start, static_cast<std::size_t>(count) * sizeof(S));
@@ -401,11 +444,15 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
             prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
             read_columns<T>(tiles, sources, element, here, parameters);
-            const V at = read_part(x + element, here), dvalue = read_part(dy + element, here);
+            const V at = read_some(x + element, here), dvalue = read_some(dy + element, here);
             const V result = differentiate(at, dvalue, load<V>(dlogs + i), parameters, s, x_mass, y_mass);
-            write_columns<T>(tiles, gradients, element, here, parameters);
-            write_part(dx + element, result, here);
+            if (past_caches && here == kStep && element % kStep == 0)
+                stream_columns<T>(tiles, columns, gradients, element, parameters, buffer);
+            else
+                write_columns<T>(tiles, gradients, element, here, parameters);
+            write_some(dx + element, result, here);
         }
+        if (past_caches) stream_done();
     });
 }
 

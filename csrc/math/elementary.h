@@ -1,4 +1,5 @@
-// exp, log, log1p, tanh, arctan, the logistic function and the normal distribution function, each to about 1e-7 in float32.
+// exp, log, log1p, tanh, arctan, the logistic function and the normal distribution function, each to about 1e-7 in
+// float32.
 // The polynomials are minimax fits made for these intervals. Infinities give their limits, NaN stays NaN.
 // float64 uses the standard library, lane by lane on a CPU.
 #pragma once

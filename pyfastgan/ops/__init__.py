@@ -9,4 +9,11 @@ from .bias_act import bias_act
 from .random import random_normal, random_uniform, random_words
 from .rational_quadratic_spline import rational_quadratic_spline
 
-__all__ = ["affine_coupling", "bias_act", "random_normal", "random_uniform", "random_words", "rational_quadratic_spline"]
+__all__ = [
+    "affine_coupling",
+    "bias_act",
+    "random_normal",
+    "random_uniform",
+    "random_words",
+    "rational_quadratic_spline",
+]

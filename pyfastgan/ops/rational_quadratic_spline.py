@@ -21,8 +21,8 @@ it maps [0, 1] onto itself. What the logits mean is the parameterisation's:
     zuko    logits v are first softly clipped, v / (1 + |2 v / log m|) and for the derivatives v / (1 + |v / log m|)
             with m = min_derivative; bins softmax of the range, derivatives exp. The minimal bins are not used.
     freia   widths and heights have K + 1 numbers, of which the first moves the left (lower) end from -B; each bin is
-            m + softplus(v + c), where c makes it 2 B at v = 0; inner derivatives softplus(v + log(e - 1)). Outside
-            it goes on with the slope of the diagonal, which is also the outer knots' derivative.
+            m + softplus(v + c), where c makes it 2 B at v = 0; inner derivatives softplus(v + log(e - 1)), v at least
+            -20. Outside it goes on with the slope of the diagonal, which is also the outer knots' derivative.
 
 Inputs are clamped to the domain before anything is computed, and every intermediate is finite: no value asserts,
 and logits of any size give finite values and gradients. Nothing is read back to the host on a GPU; on a CPU an input
@@ -122,7 +122,8 @@ def _bins_freia(
 
     x, width = axis(widths, min_width)
     y, height = axis(heights, min_height)
-    inner = F.softplus(derivatives + _softplus_inverse(1.0))
+    # Kept above 2e-9: the inverse has no finite gradient where a derivative vanishes.
+    inner = F.softplus(derivatives.clamp(min=-20.0) + _softplus_inverse(1.0))
     outer = height.sum(-1, keepdim=True) / width.sum(-1, keepdim=True)
     return _Bins(x, width, y, height, torch.cat((outer, inner, outer), -1))
 
@@ -329,8 +330,13 @@ def _backward_reference(
     both, excess = theta * rest, p.left + p.right - 2 * slope
     below = slope + excess * both
     bend = p.right * theta.square() + 2 * slope * both + p.left * rest.square()
-    value, jacobian = (slope * theta.square() + p.left * both) / below, slope.square() * bend / below.square()
-    log_theta = 2 * (p.right * theta - p.left * rest + slope * turn) / bend - 2 * excess * turn / below
+    value, jacobian = (
+        (slope * theta.square() + p.left * both) / below,
+        slope.square() * bend / below.square(),
+    )
+    log_theta = (
+        2 * (p.right * theta - p.left * rest + slope * turn) / bend - 2 * excess * turn / below
+    )
     if s.inverse:
         # The forward's gradients at the x that was found, with other cotangents.
         log = -log
@@ -408,7 +414,7 @@ def _rows_of(t: Tensor) -> tuple[Tensor, int]:
         elif t.stride(k) != expected:
             return t.contiguous(), t.size(-1)
         expected *= t.size(k)
-    return t, step or t.size(-1)
+    return t, t.size(-1) if step is None else step
 
 
 def _three(
@@ -578,7 +584,9 @@ def _check(
     if tails not in ("linear", None):
         raise ValueError(f"tails must be 'linear' or None, got {tails!r}")
     if tails is None and parameterisation != "nflows":
-        raise ValueError(f"tails must be 'linear' with parameterisation={parameterisation!r}, got None")
+        raise ValueError(
+            f"tails must be 'linear' with parameterisation={parameterisation!r}, got None"
+        )
     if x.dim() < 1:
         raise ValueError("x must have a batch dimension 0, got a tensor without dimensions")
     check_float("widths", widths)
@@ -609,7 +617,9 @@ def _check(
     most, what = (2 * tail_bound, "2 tail_bound") if extra else (1 / bins, f"1 / {bins} bins")
     for name, value in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
         if not (0 < value <= most):
-            raise ValueError(f"{name} must be positive and at most {most:.6g} ({what}), got {value}")
+            raise ValueError(
+                f"{name} must be positive and at most {most:.6g} ({what}), got {value}"
+            )
 
 
 def _call(
@@ -764,23 +774,39 @@ def _samples() -> tuple[Sample, ...]:
 def _bad_calls() -> tuple[BadCall, ...]:
     x, w, d = torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 3)
     full = torch.zeros(2, 3, 5)
-    return (
-        BadCall("integers", (x.long(), w, w, d), {}, TypeError, "x must be float32"),
-        BadCall("widths of other elements", (x, w[:1], w, d), {}, ValueError, "widths must have shape"),
-        BadCall("heights of another size", (x, w, full, d), {}, ValueError, r"heights must have shape \(2, 3, 4\)"),
-        BadCall("derivatives for no tails", (x, w, w, full), {}, ValueError, r"derivatives must have shape \(2, 3, 3\)"),
-        BadCall("derivatives for tails", (x, w, w, d), {"tails": None}, ValueError, r"derivatives must have shape \(2, 3, 5\)"),
-        BadCall("mixed dtypes", (x, w.double(), w, d), {}, TypeError, "widths must have the dtype of x"),
-        BadCall("mixed devices", (x, w, w.to("meta"), d), {}, ValueError, "heights must be on cpu"),
-        BadCall("no room for the bins", (x, w, w, d), {"min_bin_width": 0.3}, ValueError, r"min_bin_width must be positive and at most 0.25"),
-        BadCall("no least height", (x, w, w, d), {"min_bin_height": 0.0}, ValueError, "min_bin_height must be positive"),
-        BadCall("no least derivative", (x, w, w, d), {"min_derivative": 0.0}, ValueError, "min_derivative must lie between"),
-        BadCall("unknown tails", (x, w, w, d), {"tails": "circular"}, ValueError, "tails must be 'linear' or None"),
-        BadCall("zuko without tails", (x, w, w, full), {"tails": None, "parameterisation": "zuko"}, ValueError, "tails must be 'linear' with"),
-        BadCall("unknown parameterisation", (x, w, w, d), {"parameterisation": "nflow"}, ValueError, "did you mean 'nflows'"),
-        BadCall("negative bound", (x, w, w, d), {"tail_bound": -1.0}, ValueError, "tail_bound must be finite and positive"),
-        BadCall("outside the domain", (x - 0.5, w, w, full), {"tails": None}, ValueError, r"x must lie in \[0.0, 1.0\] with tails=None"),
+    calls: tuple[Any, ...] = (
+        ("integers", (x.long(), w, w, d), {}, TypeError,
+         "x must be float32"),
+        ("widths of other elements", (x, w[:1], w, d), {}, ValueError,
+         "widths must have shape"),
+        ("heights of another size", (x, w, full, d), {}, ValueError,
+         r"heights must have shape \(2, 3, 4\)"),
+        ("derivatives for no tails", (x, w, w, full), {}, ValueError,
+         r"derivatives must have shape \(2, 3, 3\)"),
+        ("derivatives for tails", (x, w, w, d), {"tails": None}, ValueError,
+         r"derivatives must have shape \(2, 3, 5\)"),
+        ("mixed dtypes", (x, w.double(), w, d), {}, TypeError,
+         "widths must have the dtype of x"),
+        ("mixed devices", (x, w, w.to("meta"), d), {}, ValueError,
+         "heights must be on cpu"),
+        ("no room for the bins", (x, w, w, d), {"min_bin_width": 0.3}, ValueError,
+         r"min_bin_width must be positive and at most 0.25"),
+        ("no least height", (x, w, w, d), {"min_bin_height": 0.0}, ValueError,
+         "min_bin_height must be positive"),
+        ("no least derivative", (x, w, w, d), {"min_derivative": 0.0}, ValueError,
+         "min_derivative must lie between"),
+        ("unknown tails", (x, w, w, d), {"tails": "circular"}, ValueError,
+         "tails must be 'linear' or None"),
+        ("zuko without tails", (x, w, w, full), {"tails": None, "parameterisation": "zuko"}, ValueError,
+         "tails must be 'linear' with"),
+        ("unknown parameterisation", (x, w, w, d), {"parameterisation": "nflow"}, ValueError,
+         "did you mean 'nflows'"),
+        ("negative bound", (x, w, w, d), {"tail_bound": -1.0}, ValueError,
+         "tail_bound must be finite and positive"),
+        ("outside the domain", (x - 0.5, w, w, full), {"tails": None}, ValueError,
+         r"x must lie in \[0.0, 1.0\] with tails=None"),
     )  # fmt: skip
+    return tuple(BadCall(*call) for call in calls)
 
 
 def _row(shape: tuple[int, int], what: str, bins: int = 8) -> Row:

@@ -121,7 +121,9 @@ def test_halves_of_a_network_s_output_are_read_in_place():
         raw, shift = map(change, out.chunk(2, 1))
         y, logdet = pf.ops.affine_coupling(change(x), raw, shift, scale="tanh")
         wide = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(1))
-        results.append((y, logdet, *torch.autograd.grad((y, logdet), (x, out), (wide[:, :4], logdet.detach()))))
+        results.append(
+            (y, logdet, *torch.autograd.grad((y, logdet), (x, out), (wide[:, :4], logdet.detach())))
+        )
     for a, b in zip(*results):
         assert torch.equal(a, b)
 
@@ -129,8 +131,9 @@ def test_halves_of_a_network_s_output_are_read_in_place():
 def test_little_is_kept_for_backward():
     x, raw, shift = (t.requires_grad_() for t in three(2, 5))
     for first, kept in ((False, {"y", "raw", "shift"}), (True, {"y", "raw"})):
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        saved: list = []
+        hooks = (lambda t, saved=saved: saved.append(t) or t), (lambda t: t)
+        with torch.autograd.graph.saved_tensors_hooks(*hooks):
             y, _ = pf.ops.affine_coupling(x, raw, shift, shift_first=first)
         names = {x.data_ptr(): "x", y.data_ptr(): "y", raw.data_ptr(): "raw"}
         names[shift.data_ptr()] = "shift"
@@ -169,5 +172,9 @@ def test_extreme_scales_stay_finite_where_they_are_bounded():
     raw = torch.tensor([[-1e30, -200.0, 200.0, 1e30]], requires_grad=True)
     for scale in ("tanh", "softclamp"):
         y, logdet = pf.ops.affine_coupling(x, raw, x.detach(), scale=scale)
-        for t in (y, logdet, *torch.autograd.grad((y.sum(), logdet), (x, raw), (torch.ones(()), torch.ones(1)))):
+        for t in (
+            y,
+            logdet,
+            *torch.autograd.grad((y.sum(), logdet), (x, raw), (torch.ones(()), torch.ones(1))),
+        ):
             assert t.isfinite().all()

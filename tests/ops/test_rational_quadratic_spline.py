@@ -32,7 +32,7 @@ def logits(count, bins, *, knots=-1, extra=0, seed=0, dtype=torch.float32, scale
     ]
 
 
-def inputs(count, bound, w, inverse_knots, seed):
+def inputs(count, bound, w, seed):
     """Numbers inside and outside, the bounds and their neighbours, zero, and every knot of the first elements."""
     g = torch.Generator().manual_seed(seed)
     x = bound * 1.5 * (2 * torch.rand(count, 1, generator=g, dtype=torch.float64) - 1)
@@ -48,7 +48,7 @@ def inputs(count, bound, w, inverse_knots, seed):
     return x.float()
 
 
-def derivatives(function, x, parameters, dtype, sum_log=True):
+def derivatives(function, x, parameters, dtype):
     """Value, log-determinant and gradients for fixed cotangents."""
     leaves = [t.to(dtype).detach().requires_grad_() for t in (x, *parameters)]
     y, log = function(*leaves)
@@ -58,24 +58,36 @@ def derivatives(function, x, parameters, dtype, sum_log=True):
     return [y.detach(), log.detach(), *grads]
 
 
-def agree(ours, theirs, exact, x, knots=None):
-    """Ours is as near to the truth as theirs; where x is a knot within rounding, the bin may be another one."""
+def agree(ours, theirs, exact, knots, least):
+    """Ours is as near to the truth as theirs, or as a rounding of a knot over the least share of a bin makes it; where
+    x is a knot within rounding, the bin may be another one."""
+    rounding = 20 * torch.finfo(torch.float32).eps / least
     for name, a, b, c in zip(NAMES, ours, theirs, exact):
         error, other = ((t.double() - c).abs() / c.abs().clamp(min=1) for t in (a, b))
-        if name not in ("y", "logdet") and knots is not None:
+        if name not in ("y", "logdet"):
             away = ~knots if error.dim() == knots.dim() else ~knots[..., None].expand(error.shape)
             error, other = error[away], other[away]
-        assert error.max() <= 2 * other.max() + 2e-5, (name, error.max().item(), other.max().item())
+        if error.numel() == 0:  # one bin has no inner derivatives
+            continue
+        assert error.max() <= 2 * other.max() + rounding, (
+            name,
+            error.max().item(),
+            other.max().item(),
+        )
 
 
-def close_to_a_knot(x, w, h, bound, inverse, share):
-    at = share(h if inverse else w).cumsum(-1)
+def close_to_a_knot(x, share, bound):
+    at = share.cumsum(-1)
     knots = torch.cat((torch.zeros_like(at[..., :1]), at), -1) * 2 * bound - bound
     return ((x.double()[..., None] - knots).abs() < 3e-6 * bound).any(-1)
 
 
 CASES = st.tuples(
-    st.integers(1, 16), st.floats(0.5, 5.0), st.booleans(), st.floats(0.1, 3.0), st.integers(0, 2**31)
+    st.integers(1, 16),
+    st.floats(0.5, 5.0),
+    st.booleans(),
+    st.floats(0.1, 3.0),
+    st.integers(0, 2**31),
 )
 
 
@@ -86,7 +98,7 @@ def test_nflows_and_normflows(backend, case, minima):
     bins, bound, inverse, scale, seed = case
     bound = float(torch.tensor(bound))
     w, h, d = logits(80, bins, seed=seed, scale=scale)
-    x = inputs(80, bound, h if inverse else w, inverse, seed)
+    x = inputs(80, bound, h if inverse else w, seed)
     kwargs = dict(zip(("min_bin_width", "min_bin_height", "min_derivative"), minima))
     kwargs |= {"inverse": inverse, "tails": "linear", "tail_bound": bound}
 
@@ -97,18 +109,23 @@ def test_nflows_and_normflows(backend, case, minima):
         return normflows_splines.unconstrained_rational_quadratic_spline(*a, **kwargs)
 
     with pf.use_backend(backend):
-        ours = derivatives(lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float32)
+        ours = derivatives(
+            lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float32
+        )
     exact = derivatives(theirs, x, (w, h, d), torch.float64)
     single = derivatives(theirs, x, (w, h, d), torch.float32)
-    knots = close_to_a_knot(
-        x, w, h, bound, inverse,
-        lambda v: minima[1 if inverse else 0]
-        + (1 - minima[1 if inverse else 0] * bins) * torch.softmax(v.double(), -1),
-    )
-    agree(ours, single, exact, x, knots)
+
+    def share(v, least):
+        return least + (1 - least * bins) * torch.softmax(v.double(), -1)
+
+    shares = share(w, minima[0]), share(h, minima[1])
+    knots = close_to_a_knot(x, shares[inverse], bound)
+    agree(ours, single, exact, knots, min(t.min().item() for t in shares))
     for a, b in zip(derivatives(others, x, (w, h, d), torch.float64), exact):
         torch.testing.assert_close(a[~knots], b[~knots])  # the two are one definition
-    double = derivatives(lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float64)
+    double = derivatives(
+        lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float64
+    )
     for a, b in zip(double, exact):
         torch.testing.assert_close(a[~knots], b[~knots], rtol=1e-8, atol=1e-8)
 
@@ -126,7 +143,9 @@ def test_nflows_without_tails(inverse):
         return spline(*a, tails=None, inverse=inverse, elementwise=True)
 
     for name, a, b in zip(
-        NAMES, derivatives(ours, x, parameters, torch.float64), derivatives(theirs, x, parameters, torch.float64)
+        NAMES,
+        derivatives(ours, x, parameters, torch.float64),
+        derivatives(theirs, x, parameters, torch.float64),
     ):
         # At the bounds the two differ in whether the clamp has a derivative.
         rows = slice(2, None) if name == "dx" else slice(None)
@@ -140,7 +159,7 @@ def test_zuko(backend, case, slope):
     bins, bound, inverse, scale, seed = case
     bound = float(torch.tensor(bound))
     w, h, d = logits(80, bins, seed=seed, scale=3 * scale)
-    x = inputs(80, bound, h if inverse else w, inverse, seed)
+    x = inputs(80, bound, h if inverse else w, seed)
 
     def theirs(x, *p):
         t = zuko.transforms.MonotonicRQSTransform(*p, bound=bound, slope=slope)
@@ -164,13 +183,38 @@ def test_zuko(backend, case, slope):
         double = derivatives(ours, x, (w, h, d), torch.float64)
     exact = derivatives(theirs, x, (w, h, d), torch.float64)
     clipped = -1 / math.log(slope) * 2
-    knots = close_to_a_knot(
-        x, w, h, bound, inverse,
-        lambda v: torch.softmax(v.double() / (1 + v.double().abs() * clipped), -1),
-    )
-    agree(single, derivatives(theirs, x, (w, h, d), torch.float32), exact, x, knots)
+    shares = [torch.softmax(v.double() / (1 + v.double().abs() * clipped), -1) for v in (w, h)]
+    knots = close_to_a_knot(x, shares[inverse], bound)
+    other = derivatives(theirs, x, (w, h, d), torch.float32)
+    agree(single, other, exact, knots, min(t.min().item() for t in shares))
     for a, b in zip(double, exact):
         torch.testing.assert_close(a[~knots], b[~knots], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_freia(backend):
+    """Numbers of FrEIA's BinnedSpline and RationalQuadraticSpline (github.com/vislearn/FrEIA, a93db01 and b5beb66; its
+    releases have no spline), with its defaults, in float64: inside and outside of a domain that has moved."""
+    bins = 4
+    element = torch.arange(6, dtype=torch.float64)[:, None]
+    column = torch.arange(3 * bins + 1, dtype=torch.float64)
+    numbers = (2 * torch.sin(1.0 + 1.7 * element + 0.9 * column)).float().double()
+    left, bottom, w, h, d = numbers.split((1, 1, bins, bins, bins - 1), -1)
+    w, h = torch.cat((left, w), -1), torch.cat((bottom, h), -1)
+    x = torch.tensor([-7.0, -2.5, 0.3, 4.0, 9.0, 40.0], dtype=torch.float64)
+    y = [-9.094262027791531, -4.267983969103147, -0.538070887803733]
+    y += [1.6899877650644664, 13.532364526752497, 33.765780897188414]
+    log = [0.3403289263821668, 0.07644558012027294, 0.4269445037320796]
+    log += [0.06420763221641246, -1.0955375391123154, -0.11607394687974928]
+    kwargs = {"tail_bound": 3.0, "min_bin_width": 0.1, "min_bin_height": 0.1, "elementwise": True}
+    kwargs["parameterisation"] = "freia"
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        there, here = (torch.tensor(t, dtype=dtype) for t in (y, log))
+        with pf.use_backend(backend):
+            ours = spline(*(t.to(dtype) for t in (x, w, h, d)), **kwargs)
+            back = spline(there, *(t.to(dtype) for t in (w, h, d)), inverse=True, **kwargs)
+        torch.testing.assert_close(ours, (there, here), rtol=close, atol=close)
+        torch.testing.assert_close(back, (x.to(dtype), -here), rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -215,7 +259,11 @@ def test_wild_logits_give_finite_values_and_gradients(scale, parameterisation, b
 def derivatives_of_sums(function, x, parameters):
     leaves = [t.detach().requires_grad_() for t in (x, *parameters)]
     y, log = function(*leaves)
-    return [y, log, *torch.autograd.grad((y, log), leaves, (torch.ones_like(y), torch.ones_like(log)))]
+    return [
+        y,
+        log,
+        *torch.autograd.grad((y, log), leaves, (torch.ones_like(y), torch.ones_like(log))),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -224,7 +272,7 @@ def derivatives_of_sums(function, x, parameters):
 def test_round_trip(dtype, case):
     bins, bound, inverse, scale, seed = case
     parameters = logits(200, bins, seed=seed, scale=scale, dtype=dtype)
-    x = inputs(200, bound, parameters[1 if inverse else 0], inverse, seed).to(dtype)
+    x = inputs(200, bound, parameters[1 if inverse else 0], seed).to(dtype)
     kwargs = {"tail_bound": bound, "elementwise": True}
     y, there = spline(x, *parameters, inverse=inverse, **kwargs)
     back, here = spline(y, *parameters, inverse=not inverse, **kwargs)
@@ -237,11 +285,11 @@ def test_round_trip(dtype, case):
 
 def test_the_value_and_its_derivative_are_continuous_at_knots_and_bounds():
     w, h, d = logits(1, 6, dtype=torch.float64)
-    knots = inputs(20, 1.0, w.expand(20, 1, 6), False, 0).double()[8:13]
+    knots = inputs(20, 1.0, w.expand(20, 1, 6), 0).double()[8:13]
     for at in (*knots.flatten().tolist(), -1.0, 1.0):
         x = torch.tensor([[at - 1e-9], [at], [at + 1e-9]], dtype=torch.float64)
         y, log = spline(x, *(p.expand(3, 1, -1) for p in (w, h, d)), elementwise=True)
-        torch.testing.assert_close(y, y[1:2].expand(3, 1), rtol=0, atol=1e-7)
+        torch.testing.assert_close(y, y[1:2].expand(3, 1), rtol=0, atol=1e-6)
         torch.testing.assert_close(log, log[1:2].expand(3, 1), rtol=0, atol=1e-5)
 
 
@@ -280,9 +328,8 @@ def test_narrow_bins_keep_their_digits():
             )
 
         exact = derivatives(ours, x, (w, h, d), torch.float64)
-        knots = close_to_a_knot(
-            x, w, h, 3.0, inverse, lambda v: 1e-3 + 0.99 * torch.softmax(v.double(), -1)
-        )
+        share = 1e-3 + 0.99 * torch.softmax((h if inverse else w).double(), -1)
+        knots = close_to_a_knot(x, share, 3.0)
         worst = []
         for function in (ours, theirs):
             single = derivatives(function, x, (w, h, d), torch.float32)
@@ -317,7 +364,9 @@ def test_more_bins_than_the_kernels_take():
     parameters = [p.requires_grad_() for p in logits(3, 70, dtype=torch.float64)]
     x = torch.randn(3, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda *a: spline(*a, min_bin_width=1e-4, min_bin_height=1e-4), (x, *parameters), fast_mode=True
+        lambda *a: spline(*a, min_bin_width=1e-4, min_bin_height=1e-4),
+        (x, *parameters),
+        fast_mode=True,
     )
 
 
