@@ -36,6 +36,7 @@ cast to x's dtype; otherwise all dtypes must agree.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def _softplus_inverse(y: float) -> float:
 class _Place(NamedTuple):
     """Where each element stands: its bin, the share of the bin's width, and whether it lies outside."""
 
-    index: Tensor  # (..., 1)
+    bin: Tensor  # (..., 1)
     x: Tensor
     width: Tensor
     y: Tensor
@@ -217,9 +218,9 @@ def _core(
     """What the kernels compute, in plain PyTorch."""
     _check_domain(x, s)
     wide = _accumulated(x.dtype)
-    logits = (t.to(wide) for t in _split(widths, heights, derivatives, s.tails))
+    w, h, d = (t.to(wide) for t in _split(widths, heights, derivatives, s.tails))
     at = x.to(wide)
-    place = _locate(at, _bins(*logits, s), s.inverse)
+    place = _locate(at, _bins(w, h, d, s), s.inverse)
     y, log = _evaluate(place, s.inverse)
     if s.tails:
         y, log = torch.where(place.outside, at, y), torch.where(place.outside, 0.0, log)
@@ -281,18 +282,20 @@ def _settings(
 ) -> _Settings:
     low, extent = (-float(tail_bound), 2.0 * tail_bound) if tails else (0.0, 1.0)
     if parameterisation == "nflows":
-        minima, pull, slope_pull = (min_bin_width, min_bin_height, min_derivative), 0.0, 0.0
+        pull = slope_pull = 0.0
     elif parameterisation == "zuko":
         slope_pull = -1.0 / math.log(min_derivative)
-        minima, pull = (0.0, 0.0, 0.0), 2 * slope_pull
+        min_bin_width, min_bin_height, pull = 0.0, 0.0, 2 * slope_pull
     else:  # freia's bins, moved to [0, 1]
-        low, extent, minima, pull, slope_pull = 0.0, 1.0, (0.0, 0.0, 0.0), 0.0, 0.0
+        low, extent, min_bin_width, min_bin_height, pull, slope_pull = 0.0, 1.0, 0.0, 0.0, 0.0, 0.0
     return _Settings(
         bool(inverse),
         tails is not None,
         low,
         extent,
-        *map(float, minima),
+        float(min_bin_width),
+        float(min_bin_height),
+        float(min_derivative),
         pull,
         slope_pull,
         parameterisation != "nflows",
@@ -359,13 +362,13 @@ def _backward_reference(
     def axis(v: Tensor, minimum: float, by_knot: Tensor, by_extent: Tensor) -> Tensor:
         clipped = _soft_clip(v, s.pull)
         share = torch.softmax(clipped, -1)
-        direct = (bins < p.index) * by_knot[..., None] + (bins == p.index) * by_extent[..., None]
+        direct = (bins < p.bin) * by_knot[..., None] + (bins == p.bin) * by_extent[..., None]
         g = share * (direct - (share * direct).sum(-1, keepdim=True))
         return s.range * (1 - minimum * v.size(-1)) * g * (1 - clipped.abs() * s.pull).square()
 
     dw = axis(logits[0], s.min_width, -by_theta / p.width, by_width)
     dh = axis(logits[1], s.min_height, out, by_height)
-    dd = (knots == p.index) * by_left[..., None] + (knots == p.index + 1) * by_right[..., None]
+    dd = (knots == p.bin) * by_left[..., None] + (knots == p.bin + 1) * by_right[..., None]
     dd = dd[..., 1:-1] if s.tails else dd
     if s.exponent:
         clipped = _soft_clip(logits[2], s.slope_pull)
@@ -730,6 +733,43 @@ def rational_quadratic_spline(
     return _call(x, widths, heights, derivatives, s)
 
 
+def packed_rational_quadratic_spline(
+    x: Tensor,
+    logits: Tensor,
+    *,
+    inverse: bool = False,
+    tails: str | None = "linear",
+    tail_bound: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    elementwise: bool = False,
+    parameterisation: str = "nflows",
+) -> tuple[Tensor, Tensor]:
+    """`rational_quadratic_spline` of logits (*x.shape, P) that hold widths, heights and derivatives one after the other
+    (for freia the two ends before them), as networks give them: they are read, and their gradient is made, in place."""
+    check_float("logits", logits)
+    extra = 2 if parameterisation == "freia" else 0
+    columns = (logits.size(-1) if logits.dim() else 0) - extra
+    bins = _bins_of(columns, tails is not None)
+    if bins < 1 or columns != 3 * bins + (-1 if tails else 1):
+        raise ValueError(
+            f"logits must have 3 K {'- 1' if tails else '+ 1'}{' + 2' if extra else ''} numbers in the last dimension, "
+            f"got shape {tuple(logits.shape)}"
+        )
+    sizes = (1, 1) if extra else ()
+    *ends, w, h, d = logits.split((*sizes, bins, bins, columns - 2 * bins), -1)
+    if extra:
+        w, h = torch.cat((ends[0], w), -1), torch.cat((ends[1], h), -1)
+    arguments = (tails, tail_bound, min_bin_width, min_bin_height, min_derivative)
+    _check(x, w, h, d, *arguments, parameterisation)
+    s = _settings(inverse, *arguments, elementwise, parameterisation)
+    if not extra:
+        return _call(x, logits.to(x.dtype), None, None, s)
+    w, h, d = (t.to(x.dtype) for t in (w, h, d))
+    return _call_freia(x, w, h, d, s, tail_bound, min_bin_width, min_bin_height)
+
+
 def _samples() -> tuple[Sample, ...]:
     def logits(bins: int, *shape: int, scale: float = 1.0, knots: int = -1, extra: int = 0) -> Any:
         return (
@@ -833,7 +873,7 @@ def _row(shape: tuple[int, int], what: str, bins: int = 8) -> Row:
                 y, log = theirs(x, *logits, tails="linear", **kwargs)
                 return y, log.sum(1)
 
-            calls[peer] = lambda call=call: run(call)
+            calls[peer] = functools.partial(run, call)
         return calls
 
     width = 3 * bins - 1
