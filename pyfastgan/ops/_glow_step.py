@@ -9,14 +9,14 @@ A step (Kingma and Dhariwal 2018) maps x (N, C, ...) to
 where the network gives (N, C, ...): the raw scale of z2, then its shift. Actnorm and convolution are one affine map
 z = M x + c, computed in one pass.
 
-With recompute, a row of steps keeps nothing but its last output. The backward pass goes from step to step: it runs the
-network once more, with gradients, undoes the coupling and the affine map, and so has the step's input. The memory does not
-grow with the number of steps, and the gradients are those of the stored form up to the rounding of the inverse.
-The network then has to give the same result twice: one that draws random numbers (dropout) or has a state that its forward pass
-changes (batch norm) is refused in training mode.
+With recompute, a row of steps keeps nothing but its last output. The backward pass goes from step to step: it runs
+the network once more, with gradients, undoes the coupling and the affine map, and so has the step's input. The memory
+does not grow with the number of steps, and the gradients are those of the stored form up to the rounding of the
+inverse. The network then has to give the same result twice: one that draws random numbers (dropout) or whose state the
+forward pass changes (batch norm) is refused in training mode.
 
-Differentiable once with recompute (a second derivative raises an error), any number of times without. Deterministic if the
-networks are. The log-determinant is summed in float32 or better.
+Differentiable once with recompute (a second derivative raises an error), any number of times without. Deterministic if
+the networks are. The log-determinant is summed in float32 or better.
 """
 
 from __future__ import annotations

@@ -373,8 +373,9 @@ def _row(shape: tuple[int, ...], scale: str, first: bool, order: int) -> Row:
         x, raw, shift = inputs
 
         def eager() -> tuple[Tensor, Tensor]:
-            if scale == "exp":
-                return x * raw.exp() + shift, raw.flatten(1).sum(1)
+            if scale != "sigmoid":
+                log = raw.tanh() if scale == "tanh" else raw
+                return x * log.exp() + shift, log.flatten(1).sum(1)
             factor = torch.sigmoid(raw + 2)
             return (x + shift) * factor, factor.log().flatten(1).sum(1)
 
@@ -403,8 +404,8 @@ def _rows() -> Sequence[Row]:
         _row(image, "exp", False, 0),
         _row(image, "exp", False, 1),
         _row(image, "sigmoid", True, 1),
-        _row(vector, "exp", False, 0),
-        _row(vector, "exp", False, 1),
+        _row(vector, "tanh", False, 0),
+        _row(vector, "tanh", False, 1),
     ]
 
 

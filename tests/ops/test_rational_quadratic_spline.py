@@ -58,23 +58,23 @@ def derivatives(function, x, parameters, dtype):
     return [y.detach(), log.detach(), *grads]
 
 
-def agree(ours, theirs, exact, knots, least):
-    """Ours is as near to the truth as theirs, or as a rounding of a knot makes it: it is divided by the bin's share, and
-    within the bin the derivative changes up to a hundredfold. Where x is a knot within rounding, the bin may be another
-    one."""
-    rounding = 200 * torch.finfo(torch.float32).eps / least
-    for name, a, b, c in zip(NAMES, ours, theirs, exact):
-        error, other = ((t.double() - c).abs() / c.abs().clamp(min=1) for t in (a, b))
-        if name not in ("y", "logdet"):
-            away = ~knots if error.dim() == knots.dim() else ~knots[..., None].expand(error.shape)
-            error, other = error[away], other[away]
-        if error.numel() == 0:  # one bin has no inner derivatives
+def agree(function, bound, x, parameters, ours, theirs):
+    """Ours is as near to the truth as theirs, or is right for an x within some roundings of its own: where the spline
+    bends sharply, and at a knot, whose gradients jump, no more can be asked for."""
+    exact = derivatives(function, x, parameters, torch.float64)
+    step = 8 * torch.finfo(torch.float32).eps * bound
+    around = [
+        derivatives(function, x.double() + d, parameters, torch.float64) for d in (step, -step)
+    ]
+    for name, a, b, c, *near in zip(NAMES, ours, theirs, exact, *around):
+        if c.numel() == 0:  # one bin has no inner derivatives
             continue
-        assert error.max() <= 2 * other.max() + rounding, (
-            name,
-            error.max().item(),
-            other.max().item(),
-        )
+        size = c.abs().clamp(min=1)
+        error, other = (a.double() - c).abs() / size, (b.double() - c).abs() / size
+        allowed = torch.stack([(t - c).abs() / size for t in near]).amax(0)
+        allowed = 2 * (allowed + other.max()) + 1e-4
+        assert (error <= allowed).all(), (name, (error - allowed).max().item())
+    return exact
 
 
 def close_to_a_knot(x, share, bound):
@@ -113,15 +113,11 @@ def test_nflows_and_normflows(backend, case, minima):
         ours = derivatives(
             lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float32
         )
-    exact = derivatives(theirs, x, (w, h, d), torch.float64)
     single = derivatives(theirs, x, (w, h, d), torch.float32)
-
-    def share(v, least):
-        return least + (1 - least * bins) * torch.softmax(v.double(), -1)
-
-    shares = share(w, minima[0]), share(h, minima[1])
-    knots = close_to_a_knot(x, shares[inverse], bound)
-    agree(ours, single, exact, knots, min(t.min().item() for t in shares))
+    exact = agree(theirs, bound, x, (w, h, d), ours, single)
+    least = minima[inverse]
+    share = least + (1 - least * bins) * torch.softmax((h if inverse else w).double(), -1)
+    knots = close_to_a_knot(x, share, bound)
     for a, b in zip(derivatives(others, x, (w, h, d), torch.float64), exact):
         torch.testing.assert_close(a[~knots], b[~knots])  # the two are one definition
     double = derivatives(
@@ -182,12 +178,11 @@ def test_zuko(backend, case, slope):
     with pf.use_backend(backend):
         single = derivatives(ours, x, (w, h, d), torch.float32)
         double = derivatives(ours, x, (w, h, d), torch.float64)
-    exact = derivatives(theirs, x, (w, h, d), torch.float64)
-    clipped = -1 / math.log(slope) * 2
-    shares = [torch.softmax(v.double() / (1 + v.double().abs() * clipped), -1) for v in (w, h)]
-    knots = close_to_a_knot(x, shares[inverse], bound)
     other = derivatives(theirs, x, (w, h, d), torch.float32)
-    agree(single, other, exact, knots, min(t.min().item() for t in shares))
+    exact = agree(theirs, bound, x, (w, h, d), single, other)
+    v = (h if inverse else w).double()
+    share = torch.softmax(v / (1 - v.abs() * 2 / math.log(slope)), -1)
+    knots = close_to_a_knot(x, share, bound)
     for a, b in zip(double, exact):
         torch.testing.assert_close(a[~knots], b[~knots], rtol=1e-7, atol=1e-7)
 
