@@ -71,7 +71,7 @@ def agree(function, bound, x, parameters, ours, theirs):
         size = c.abs().clamp(min=1)
         error, other = (a.double() - c).abs() / size, (b.double() - c).abs() / size
         allowed = torch.stack([(t - c).abs() / size for t in near]).amax(0)
-        allowed = 2 * (allowed + other.max()) + 3e-4
+        allowed = 2 * (allowed + other.nan_to_num().max()) + 3e-4  # theirs gives NaN at some knots
         assert (error <= allowed).all(), (name, (error - allowed).max().item())
     return exact
 
@@ -112,7 +112,10 @@ def test_nflows_and_normflows(backend, case, minima):
         ours = derivatives(
             lambda *a: spline(*a, **kwargs, elementwise=True), x, (w, h, d), torch.float32
         )
-    single = derivatives(theirs, x, (w, h, d), torch.float32)
+    try:
+        single = derivatives(theirs, x, (w, h, d), torch.float32)
+    except AssertionError:  # about a discriminant below zero
+        single = derivatives(theirs, x, (w, h, d), torch.float64)
     exact = agree(theirs, bound, x, (w, h, d), ours, single)
     least = minima[inverse]
     share = least + (1 - least * bins) * torch.softmax((h if inverse else w).double(), -1)
