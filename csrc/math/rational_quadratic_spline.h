@@ -99,17 +99,17 @@ PF_FN V within_unit(V x) {
     return select(x > Scalar<V>(1), splat<V>(1), x);
 }
 
-// The share theta at which the spline reaches the share r of a bin's height. The root is taken in the form that does
-// not cancel, and the discriminant, a square in exact arithmetic, is kept from falling below zero.
+// The share theta at which the spline reaches the share r of a bin's height: the root of a theta^2 + b theta = s r with
+// a = s - b, each sign of b in the form that does not cancel. The discriminant b^2 + 4 a s r is written as a sum of
+// what cannot be negative.
 template <class V>
 PF_FN V spline_root(V r, const Bin<V>& bin) {
     using S = Scalar<V>;
-    const V slope = bin.height / bin.width;
-    const V turn = r * (bin.left + bin.right - S(2) * slope);
-    const V a = slope - bin.left + turn, b = bin.left - turn, c = slope * r;
-    V discriminant = b * b + S(4) * a * c;
-    discriminant = select(discriminant < S(0), splat<V>(0), discriminant);
-    return within_unit(S(2) * c / (b + square_root(discriminant)));
+    const V slope = bin.height / bin.width, rest = S(1) - r, reach = S(2) * slope * r;
+    const V b = rest * bin.left + r * (S(2) * slope - bin.right), middle = b - reach;
+    const V root = square_root(middle * middle + S(2) * slope * rest * reach);
+    const auto negative = b < S(0);
+    return within_unit(select(negative, root - b, reach) / select(negative, S(2) * (slope - b), b + root));
 }
 
 // Gradients to everything that a bin is made of.

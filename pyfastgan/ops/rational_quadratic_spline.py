@@ -161,10 +161,14 @@ def _locate(at: Tensor, b: _Bins, inverse: bool) -> _Place:
     # Bounded without a loss of gradient: at a knot a share just above 1 is rounding.
     theta = share + (share.clamp(0, 1) - share).detach()
     if inverse:
-        turn = theta * (left + right - 2 * slope)
-        first, second = slope - left + turn, left - turn
-        square = (second.square() + 4 * first * slope * theta).clamp(min=torch.finfo(at.dtype).tiny)
-        theta = 2 * slope * theta / (second + square.sqrt())
+        # The root of a t^2 + b t = s r with a = s - b, each sign of b in the form that does not cancel.
+        r, rest = theta, 1 - theta
+        b_ = rest * left + r * (2 * slope - right)
+        square = (b_ - 2 * slope * r).square() + 4 * slope.square() * r * rest
+        root = square.clamp(min=torch.finfo(at.dtype).tiny).sqrt()
+        negative = b_ < 0
+        below = torch.where(negative, 2 * (slope - b_), b_ + root)
+        theta = torch.where(negative, root - b_, 2 * slope * r) / below
         theta = theta + (theta.clamp(0, 1) - theta).detach()
     outside = (at != inside) & ~at.isnan()
     return _Place(index, x, width, y, height, left, right, theta, outside)
