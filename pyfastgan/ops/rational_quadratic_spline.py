@@ -510,6 +510,63 @@ def _backward_cpu(
     return dx, dw, dh, dd
 
 
+def _numbers(s: _Settings) -> tuple[Any, ...]:
+    """What both CUDA kernels take after the number of bins, and the stream."""
+    numbers = (s.tails, s.low, s.range, s.min_width, s.min_height, s.min_derivative, s.pull)
+    queue = torch.cuda.current_stream().cuda_stream
+    return (*numbers, s.slope_pull, s.exponent, s.inverse, queue)
+
+
+def _forward_cuda(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    _check_domain(x, s)
+    x = x.contiguous()
+    y, log = _forward_fake(x, True)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    outputs = (y.data_ptr(), log.data_ptr(), TYPE_NUMBER[x.dtype], x.numel(), bins)
+    with torch.cuda.device(x.device):
+        _backends.native("_cuda").rational_quadratic_spline(
+            x.data_ptr(), *logits, *outputs, *_numbers(s)
+        )
+    return y, _sum(log, s.elementwise)
+
+
+def _backward_cuda(
+    dy: Tensor,
+    dlogdet: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    if not s.elementwise:
+        dlogdet = dlogdet.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    dy, dlogdet, x = dy.contiguous(), dlogdet.contiguous(), x.contiguous()
+    dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    packed = heights is None
+    _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
+    inputs = (dy.data_ptr(), dlogdet.data_ptr(), x.data_ptr())
+    with torch.cuda.device(x.device):
+        _backends.native("_cuda").rational_quadratic_spline_backward(
+            *inputs,
+            *logits,
+            dx.data_ptr(),
+            *gradients,
+            TYPE_NUMBER[x.dtype],
+            x.numel(),
+            bins,
+            *_numbers(s),
+        )
+    return dx, dw, dh, dd
+
+
 _SCHEMA = (
     "bool inverse, bool tails, float low, float range, float min_width, float min_height, float min_derivative, "
     "float pull, float slope_pull, bool exponent, bool elementwise"
@@ -522,6 +579,7 @@ _forward = Kernel(
     reference=_forward_reference,
     fake=_forward_fake,
     cpu=_forward_cpu,
+    cuda=_forward_cuda,
 )
 _backward = Kernel(
     "rational_quadratic_spline_backward(Tensor dy, Tensor dlogdet, Tensor x, Tensor widths, Tensor? heights, "
@@ -529,6 +587,7 @@ _backward = Kernel(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
 )
 
 
