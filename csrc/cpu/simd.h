@@ -158,6 +158,33 @@ PF_FN double sum_lanes(vfloat x, std::index_sequence<I...>) {
 }
 PF_FN double sum_lanes(vfloat x) { return sum_lanes(x, std::make_index_sequence<kLanes / 2>{}); }
 
+// Row r, lane c to row c, lane r, for as many rows as a pack has lanes. Each round turns the bits of (r, c) by one.
+PF_FN void transpose(vfloat* rows) {
+    vfloat other[kLanes];
+    vfloat *from = rows, *to = other;
+#pragma GCC unroll 4
+    for (int round = 1; round < kLanes; round *= 2) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kLanes / 2; ++k) {
+            to[2 * k] = interleave_low(from[k], from[k + kLanes / 2]);
+            to[2 * k + 1] = interleave_high(from[k], from[k + kLanes / 2]);
+        }
+        vfloat* const swapped = from;
+        from = to;
+        to = swapped;
+    }
+    if (from != rows)
+        for (int k = 0; k < kLanes; ++k) rows[k] = from[k];
+}
+PF_FN void transpose(vdouble* rows) {
+    for (int r = 0; r < kLanes / 2; ++r)
+        for (int c = 0; c < r; ++c) {
+            const double above = rows[c][r];
+            rows[c][r] = rows[r][c];
+            rows[r][c] = above;
+        }
+}
+
 // One bit a lane: whether it is above zero, lane 0 in bit 0.
 PF_FN uint32_t positive_bits(vfloat x) {
 #if defined(__AVX512F__)
@@ -203,6 +230,15 @@ PF_FN vdouble exponential(vdouble x) {
 }
 PF_FN vdouble log1p_unit(vdouble x) {
     return each_lane(x, [](double v) { return ::log1p(v); });
+}
+PF_FN vdouble square_root(vdouble x) {
+    return each_lane(x, [](double v) { return ::sqrt(v); });
+}
+PF_FN vdouble arctangent(vdouble x) {
+    return each_lane(x, [](double v) { return ::atan(v); });
+}
+PF_FN vdouble logarithm(vdouble x) {
+    return each_lane(x, [](double v) { return ::log(v); });
 }
 PF_FN vdouble logistic(vdouble x) { return 1.0 / (1.0 + exponential(-x)); }
 PF_FN vdouble hyperbolic_tangent(vdouble x) {

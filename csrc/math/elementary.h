@@ -1,4 +1,5 @@
-// exp, log1p, tanh, the logistic function and the normal distribution function, each to about 1e-7 in float32.
+// exp, log, log1p, tanh, arctan, the logistic function and the normal distribution function, each to about 1e-7 in
+// float32.
 // The polynomials are minimax fits made for these intervals. Infinities give their limits, NaN stays NaN.
 // float64 uses the standard library, lane by lane on a CPU.
 #pragma once
@@ -87,6 +88,29 @@ PF_FN V hyperbolic_tangent(V x) {
     return select(a < 0.625f, small, select(x < 0.0f, -large, large));
 }
 
+template <class V>
+PF_FN V arctangent(V x) {
+    const V a = absolute(x);
+    const auto big = a > 2.4142136f, middle = a > 0.41421356f;  // tan(3 pi / 8), tan(pi / 8)
+    const V one = splat<V>(1.0f);
+    const V t = select(big, -one, select(middle, a - 1.0f, a)) / select(big, a, select(middle, a + 1.0f, one));
+    const V u = t * t;
+    const V turned = t + t * u * polynomial(u, -3.333295e-01f, 1.997771e-01f, -1.3877678e-01f, 8.0537215e-02f);
+    const V base = select(big, splat<V>(1.57079633f), select(middle, splat<V>(0.785398163f), splat<V>(0.0f)));
+    const V value = base + turned;
+    return select(x < 0.0f, -value, value);
+}
+
+// ln x for x > 0 that is not subnormal; -87.3 or less for anything smaller.
+template <class V>
+PF_FN V logarithm(V x) {
+    const auto bits = as_bits(x);
+    const auto exponent = (bits - 0x3f3504f3) >> 23;
+    const V f = from_bits(bits - (exponent << 23)) - 1.0f;
+    const V e = to_float(exponent);
+    return select(x < 3.0e38f, e * kLn2High + (e * kLn2Low + log1p_near_zero(f)), x);  // infinity and NaN stay
+}
+
 // P(Z <= x) for a standard normal Z: erf near zero, the scaled complement in the tails.
 template <class V>
 PF_FN V normal_cdf(V x) {
@@ -106,6 +130,8 @@ PF_FN V normal_cdf(V x) {
 
 PF_FN double exponential(double x) { return ::exp(x); }
 PF_FN double log1p_unit(double t) { return ::log1p(t); }
+PF_FN double arctangent(double x) { return ::atan(x); }
+PF_FN double logarithm(double x) { return ::log(x); }
 PF_FN double logistic(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 PF_FN double hyperbolic_tangent(double x) { return ::tanh(x); }
 PF_FN double normal_cdf(double x) { return 0.5 * ::erfc(-x * kInvSqrt2); }

@@ -43,6 +43,7 @@ PF_FN float from_bits(int32_t i) {
     return x;
 }
 PF_FN float square_root(float x) { return ::sqrtf(x); }
+PF_FN double square_root(double x) { return ::sqrt(x); }
 PF_FN float to_float(int32_t i) { return static_cast<float>(i); }
 PF_FN int32_t to_signed(uint32_t w) { return static_cast<int32_t>(w); }
 

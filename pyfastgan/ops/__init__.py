@@ -4,6 +4,8 @@ A line here brings an op in: its file registers it as it is imported, and its pu
 the file's name.
 """
 
+from ._glow_step import glow_step, glow_steps
+from .affine_coupling import affine_coupling
 from .bernoulli_nll import bernoulli_nll
 from .bias_act import bias_act
 from .conv_transpose_act import conv_transpose_act
@@ -13,9 +15,11 @@ from .gaussian_nll import gaussian_nll
 from .nearest_code import nearest_code
 from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
+from .rational_quadratic_spline import rational_quadratic_spline
 from .reparameterize import reparameterize
 
 __all__ = [
+    "affine_coupling",
     "bernoulli_nll",
     "bias_act",
     "conv_transpose_act",
@@ -23,11 +27,14 @@ __all__ = [
     "edge_conv",
     "edge_conv_transpose",
     "gaussian_nll",
+    "glow_step",
+    "glow_steps",
     "nearest_code",
     "norm_act",
     "random_normal",
     "random_uniform",
     "random_words",
+    "rational_quadratic_spline",
     "reparameterize",
     "sample_discretized_mix_logistic",
 ]

@@ -1,0 +1,306 @@
+"""glow_step: actnorm, 1x1 convolution and affine coupling, for one step or a row of them, with a backward that
+computes the activations anew from the outputs.
+
+A step (Kingma and Dhariwal 2018) maps x (N, C, ...) to
+
+    z = W ((x + bias) exp(log_scale)),  (z1, z2) the halves of its channels,
+    y = (z1, coupling of z2 with network(z1)),
+
+where the network gives (N, C, ...): the raw scale of z2, then its shift. Actnorm and convolution are one affine map
+z = M x + c, computed in one pass.
+
+With recompute, a row of steps keeps nothing but its last output. The backward pass goes from step to step: it runs
+the network once more, with gradients, undoes the coupling and the affine map, and so has the step's input. The memory
+does not grow with the number of steps, and the gradients are those of the stored form up to the rounding of the
+inverse. The network then has to give the same result twice: one that draws random numbers (dropout) or whose state the
+forward pass changes (batch norm) is refused in training mode.
+
+Differentiable once with recompute (a second derivative raises an error), any number of times without. Deterministic if
+the networks are. The log-determinant is summed in float32 or better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._common import check_float, needs_grad
+from .affine_coupling import affine_coupling
+
+
+class GlowParameters(NamedTuple):
+    """What a step is made of.
+
+    bias, log_scale (C,): the actnorm. weight (C, C): the convolution. log_abs_det: of the weight, a scalar.
+    network: (N, C / 2, ...), and a condition if there is one, to (N, C, ...).
+    """
+
+    bias: Tensor
+    log_scale: Tensor
+    weight: Tensor
+    log_abs_det: Tensor
+    network: nn.Module
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def mix_channels(x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
+    """matrix x + offset at every position of (N, C, ...)."""
+    matrix = matrix.to(x.dtype)
+    offset = None if offset is None else offset.to(x.dtype)
+    if x.dim() == 2:
+        return F.linear(x, matrix, offset)
+    if x.dim() == 4:
+        return F.conv2d(x, matrix[:, :, None, None], offset)
+    flat = x.flatten(2)
+    return F.conv1d(flat, matrix[:, :, None], offset).reshape(x.shape)
+
+
+def _affine(p: GlowParameters) -> tuple[Tensor, Tensor]:
+    scale = p.log_scale.exp()
+    return p.weight * scale, p.weight @ (scale * p.bias)
+
+
+def _call_network(
+    network: nn.Module, z1: Tensor, condition: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    out = network(z1) if condition is None else network(z1, condition)
+    if out.shape != (z1.size(0), 2 * z1.size(1), *z1.shape[2:]):
+        raise ValueError(
+            f"network must give shape {(z1.size(0), 2 * z1.size(1), *z1.shape[2:])}, a raw scale and a shift for each "
+            f"element of the other half, got {tuple(out.shape)}"
+        )
+    raw, shift = out.chunk(2, 1)
+    return raw, shift
+
+
+def _couple(
+    z: Tensor, network: nn.Module, condition: Tensor | None, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    z1, z2 = z.chunk(2, 1)
+    raw, shift = _call_network(network, z1, condition)
+    y2, logdet = affine_coupling(z2, raw.to(z.dtype), shift.to(z.dtype), **settings)
+    return torch.cat((z1, y2), 1), logdet
+
+
+def _step_backward(
+    y: Tensor,
+    dy: Tensor,
+    dlogdet: Tensor,
+    condition: Tensor | None,
+    matrix: Tensor,
+    offset: Tensor,
+    parameters: Sequence[Tensor],
+    network: nn.Module,
+    settings: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor | None]]:
+    """The step's input, and the gradients of it, of the condition, and of matrix, offset and the network."""
+    y1, y2 = y.chunk(2, 1)
+    with torch.enable_grad():
+        z1 = y1.detach().requires_grad_()
+        given = condition
+        if condition is not None and condition.is_floating_point():
+            given = condition.detach().requires_grad_(condition.requires_grad)
+        raw, shift = (t.to(y.dtype) for t in _call_network(network, z1, given))
+        with torch.no_grad():
+            z2, _ = affine_coupling(y2, raw, shift, inverse=True, **settings)
+        z2.requires_grad_()
+        again, logdet = affine_coupling(z2, raw, shift, **settings)
+        leaves = [z1, z2, *parameters]
+        if given is not None and given.requires_grad:
+            leaves.append(given)
+        dy1, dy2 = dy.chunk(2, 1)
+        found = list(
+            torch.autograd.grad((again, logdet), leaves, (dy2, dlogdet), allow_unused=True)
+        )
+    dz1, dz2 = found.pop(0), found.pop(0)
+    dz = torch.cat((dy1 if dz1 is None else dy1 + dz1, dz2), 1)
+    dcondition = found.pop() if given is not None and given.requires_grad else None
+    z = torch.cat((y1, z2.detach()), 1)
+    wide = matrix.double()
+    x = mix_channels(
+        z - offset.to(z.dtype).reshape(1, -1, *[1] * (z.dim() - 2)), torch.linalg.inv(wide)
+    )
+    dx = mix_channels(dz, matrix.T)
+    acc = _accumulated(dz.dtype)
+    columns, rows = x.transpose(0, 1).flatten(1).to(acc), dz.transpose(0, 1).flatten(1).to(acc)
+    dmatrix, doffset = rows @ columns.T, rows.sum(1)
+    return x, dx, dcondition, [dmatrix.to(matrix.dtype), doffset.to(offset.dtype), *found]
+
+
+class _GlowSteps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        networks: Sequence[nn.Module],
+        counts: Sequence[int],
+        settings: dict[str, Any],
+        x: Tensor,
+        condition: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        logdet = x.new_zeros(x.size(0), dtype=_accumulated(x.dtype))
+        place = 0
+        for network, count in zip(networks, counts, strict=True):
+            x, more = _couple(
+                mix_channels(x, *tensors[place : place + 2]), network, condition, settings
+            )
+            logdet = logdet + more
+            place += 2 + count
+        ctx.save_for_backward(x, condition, *tensors)
+        ctx.networks, ctx.counts, ctx.settings = networks, counts, settings
+        device = x.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        return x, logdet
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
+        y, condition, *tensors = ctx.saved_tensors
+        if needs_grad(dy, dlogdet):
+            raise RuntimeError(
+                "glow_step with recompute can be differentiated once, and this asks for a second derivative; "
+                "recompute=False has all of them"
+            )
+        gradients: list[Tensor | None] = []
+        dcondition = None
+        device, dtype, enabled = ctx.autocast
+        end = len(tensors)
+        with torch.autocast(device, dtype, enabled):
+            for network, count in zip(reversed(ctx.networks), reversed(ctx.counts), strict=True):
+                matrix, offset, *parameters = tensors[end - count - 2 : end]
+                end -= count + 2
+                y, dy, more, found = _step_backward(
+                    y, dy, dlogdet, condition, matrix, offset, parameters, network, ctx.settings
+                )
+                gradients = found + gradients
+                if more is not None:
+                    dcondition = more if dcondition is None else dcondition + more
+        return None, None, None, dy, dcondition, *gradients
+
+
+_CHANGING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.RReLU,
+)
+
+
+def _check(x: Tensor, steps: Sequence[GlowParameters], recompute: bool) -> None:
+    check_float("x", x)
+    if x.dim() < 2 or x.size(1) % 2:
+        raise ValueError(
+            f"x must have an even number of channels in dimension 1, got shape {tuple(x.shape)}"
+        )
+    channels = x.size(1)
+    for p in steps:
+        for name, t, shape in (
+            ("bias", p.bias, (channels,)),
+            ("log_scale", p.log_scale, (channels,)),
+            ("weight", p.weight, (channels, channels)),
+        ):
+            check_float(name, t)
+            if t.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(t.shape)}")
+            if t.device != x.device:
+                raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
+        if not recompute:
+            continue
+        for name, module in p.network.named_modules():
+            if isinstance(module, _CHANGING) and module.training:
+                raise ValueError(
+                    f"network must give the same result twice with recompute, but its {name or 'root'} is a "
+                    f"{type(module).__name__} in training mode"
+                )
+
+
+def glow_steps(
+    x: Tensor,
+    steps: Sequence[GlowParameters],
+    *,
+    condition: Tensor | None = None,
+    scale: str = "sigmoid",
+    clamp: float = 2.0,
+    shift_first: bool = True,
+    recompute: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """A row of Glow steps that keeps one activation, however many they are.
+
+    Args and errors as for `glow_step`; `steps` holds what each of them is made of.
+    """
+    _check(x, steps, recompute)
+    settings = {"scale": scale, "clamp": clamp, "shift_first": shift_first}
+    wide = _accumulated(x.dtype)
+    positions = math.prod(x.shape[2:])
+    logdet = x.new_zeros((), dtype=wide)
+    tensors: list[Tensor] = []
+    counts = []
+    for p in steps:
+        logdet = logdet + positions * (p.log_scale.to(wide).sum() + p.log_abs_det.to(wide))
+        own = [q for q in p.network.parameters() if q.requires_grad]
+        tensors += [*_affine(p), *own]
+        counts.append(len(own))
+    networks = [p.network for p in steps]
+    if recompute and needs_grad(x, condition, *tensors):
+        y, coupled = _GlowSteps.apply(networks, counts, settings, x, condition, *tensors)
+        return y, coupled + logdet
+    place = 0
+    for network, count in zip(networks, counts, strict=True):
+        x, more = _couple(
+            mix_channels(x, *tensors[place : place + 2]), network, condition, settings
+        )
+        logdet = logdet + more
+        place += 2 + count
+    return x, logdet.expand(x.size(0))
+
+
+def glow_step(
+    x: Tensor,
+    bias: Tensor,
+    log_scale: Tensor,
+    weight: Tensor,
+    network: nn.Module,
+    *,
+    log_abs_det: Tensor | None = None,
+    condition: Tensor | None = None,
+    scale: str = "sigmoid",
+    clamp: float = 2.0,
+    shift_first: bool = True,
+    recompute: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Actnorm, 1x1 convolution and affine coupling.
+
+    Args:
+        x: (N, C, ...), C even, of any float dtype.
+        bias, log_scale: (C,), (x + bias) exp(log_scale).
+        weight: (C, C), invertible.
+        network: takes (N, C / 2, ...), and the condition if there is one, and gives (N, C, ...).
+        log_abs_det: of the weight, a scalar; computed if it is not given.
+        condition: what the network takes beside its input.
+        scale, clamp, shift_first: of `affine_coupling`.
+        recompute: keep only y, and compute the activations anew in the backward pass.
+
+    Returns:
+        y of x's shape and dtype, and logdet (N,) in float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value, or a network
+            cannot be run twice; the message names it.
+    """
+    if log_abs_det is None:
+        log_abs_det = torch.linalg.slogdet(weight.double())[1]
+    return glow_steps(
+        x,
+        (GlowParameters(bias, log_scale, weight, log_abs_det, network),),
+        condition=condition,
+        scale=scale,
+        clamp=clamp,
+        shift_first=shift_first,
+        recompute=recompute,
+    )

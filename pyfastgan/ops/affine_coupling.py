@@ -1,0 +1,430 @@
+"""affine_coupling: y = x S + t, its inverse and its log-determinant in one pass.
+
+    x, raw_scale, shift   (N, ...), all of one shape
+    S                     scale = "exp": exp(s); "tanh": exp(tanh s); "sigmoid": sigmoid(s + 2);
+                          "softclamp": exp(c 0.636 atan(s / c)) with c = clamp
+    y                     x S + t, or with shift_first (x + t) S; with inverse the x that gives this
+    logdet                (N,): the sum of log S over a sample, negated for the inverse
+
+The scales are those of RealNVP (Dinh et al. 2017, exp of a tanh; the learned factor of the tanh is the
+network's), Glow (Kingma and Dhariwal 2018, sigmoid and shift first) and FrEIA's soft clamp.
+
+Differentiable any number of times, from the first order on by formulas in torch's operations; also with
+`torch.func` and in forward mode, which the reference serves. Deterministic. Kept for the backward pass:
+y, raw_scale, and the shift where it comes last. From a y of a half type the gradient of raw_scale has
+its rounding, as y would have as the input of a next layer.
+
+The log-determinant is accumulated in float32 or better (float64 for float64) and returned in float32
+(float64). Under autocast raw_scale and shift are cast to x's dtype, so that a half-precision network
+does not round the flow's own variables; otherwise the three must agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._names import check_choice
+from . import _backends
+from ._common import (
+    TYPE_NUMBER,
+    apply,
+    check_float,
+    dense,
+    dense_like,
+    forward_mode,
+    needs_grad,
+)
+from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+
+# The numbers the kernels know them by.
+SCALES = {"exp": 0, "tanh": 1, "sigmoid": 2, "softclamp": 3}
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _log_scale(raw: Tensor, scale: str, clamp: float) -> Tensor:
+    if scale == "exp":
+        return raw
+    if scale == "tanh":
+        return raw.tanh()
+    if scale == "sigmoid":
+        return F.logsigmoid(raw + 2)
+    return clamp * 0.636 * torch.atan(raw / clamp)
+
+
+def _log_scale_slope(raw: Tensor, scale: str, clamp: float) -> Tensor:
+    if scale == "exp":
+        return torch.ones_like(raw)
+    if scale == "tanh":
+        return 1 - raw.tanh().square()
+    if scale == "sigmoid":
+        return torch.sigmoid(-(raw + 2))
+    return 0.636 / (1 + (raw / clamp).square())
+
+
+def affine_coupling_reference(
+    x: Tensor,
+    raw_scale: Tensor,
+    shift: Tensor,
+    *,
+    scale: str = "exp",
+    clamp: float = 2.0,
+    shift_first: bool = False,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The definition in plain PyTorch, differentiable by autograd any number of times."""
+    log = _log_scale(raw_scale, scale, clamp)
+    if inverse:
+        factor = torch.exp(-log)
+        y = x * factor - shift if shift_first else (x - shift) * factor
+    else:
+        factor = torch.exp(log)
+        y = (x + shift) * factor if shift_first else x * factor + shift
+    wide = _log_scale(raw_scale.to(_accumulated(x.dtype)), scale, clamp)
+    logdet = wide.reshape(x.size(0), math.prod(x.shape[1:])).sum(1)
+    return y, -logdet if inverse else logdet
+
+
+def _forward_reference(
+    x: Tensor, raw: Tensor, shift: Tensor, scale: str, clamp: float, first: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    x = dense(x)
+    y, logdet = affine_coupling_reference(
+        x, raw, shift, scale=scale, clamp=clamp, shift_first=first, inverse=inverse
+    )
+    return dense_like(y, x), logdet
+
+
+def _gradients(
+    dy: Tensor,
+    dlogdet: Tensor,
+    y: Tensor,
+    raw: Tensor,
+    shift: Tensor,
+    scale: str,
+    clamp: float,
+    first: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and raw_scale from the output, by formulas that autograd can follow."""
+    out_dtype = y.dtype
+    dy, y, raw, shift = (t.to(_accumulated(out_dtype)) for t in (dy, y, raw, shift))
+    sign = -1.0 if inverse else 1.0
+    factor = torch.exp(sign * _log_scale(raw, scale, clamp))
+    scaled = y if first != inverse else y - sign * shift  # what the factor made
+    by_log = dy * scaled + dlogdet.reshape(-1, *[1] * (y.dim() - 1))
+    draw = sign * by_log * _log_scale_slope(raw, scale, clamp)
+    return (dy * factor).to(out_dtype), draw.to(out_dtype)
+
+
+def _backward_reference(dy: Tensor, dlogdet: Tensor, y: Tensor, *rest: Any) -> Any:
+    dx, draw = _gradients(dy, dlogdet, y, *rest)
+    like = dense(y)
+    return dense_like(dx, like), dense_like(draw, like)
+
+
+def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(dense(x)), x.new_empty(x.size(0), dtype=_accumulated(x.dtype))
+
+
+def _backward_fake(dy: Tensor, dlogdet: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    y = dense(y)
+    return torch.empty_like(y), torch.empty_like(y)
+
+
+def _samples_apart(x: Tensor) -> bool:
+    """Whether each sample lies as in a contiguous tensor; the samples may lie apart."""
+    expected = 1
+    for k in range(x.dim() - 1, 0, -1):
+        if x.size(k) != 1 and x.stride(k) != expected:
+            return False
+        expected *= x.size(k)
+    return True
+
+
+def _in_rows(like: Tensor, *others: Tensor) -> list[Tensor]:
+    """The others with the elements of a sample in the order of the dense `like`."""
+    if like.is_contiguous():
+        return [t if _samples_apart(t) else t.contiguous() for t in others]
+    return [dense_like(t, like) for t in others]
+
+
+def _address_and_stride(x: Tensor) -> tuple[int, int]:
+    return x.data_ptr(), x.stride(0) if x.size(0) > 1 else x.numel()
+
+
+def _tail(x: Tensor, scale: str, clamp: float, first: bool, inverse: bool) -> tuple[Any, ...]:
+    """What both kernels take after their pointers."""
+    size = math.prod(x.shape[1:])
+    # The inverse undoes the steps in the other order.
+    return (
+        TYPE_NUMBER[x.dtype],
+        x.size(0),
+        size,
+        SCALES[scale],
+        clamp,
+        first != inverse,
+        inverse,
+        torch.get_num_threads(),
+    )
+
+
+def _forward_cpu(
+    x: Tensor, raw: Tensor, shift: Tensor, scale: str, clamp: float, first: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    y, logdet = _forward_fake(x)
+    x, raw, shift = _in_rows(y, x, raw, shift)
+    _backends.native("_cpu").affine_coupling(
+        *_address_and_stride(x),
+        *_address_and_stride(raw),
+        *_address_and_stride(shift),
+        y.data_ptr(),
+        logdet.data_ptr(),
+        *_tail(y, scale, clamp, first, inverse),
+    )
+    return y, logdet
+
+
+def _backward_cpu(
+    dy: Tensor,
+    dlogdet: Tensor,
+    y: Tensor,
+    raw: Tensor,
+    shift: Tensor,
+    scale: str,
+    clamp: float,
+    first: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    dx, draw = _backward_fake(dy, dlogdet, y)
+    dy, y, raw, shift = _in_rows(dx, dy, y, raw, shift)
+    dlogdet = dlogdet.contiguous()
+    _backends.native("_cpu").affine_coupling_backward(
+        *_address_and_stride(dy),
+        dlogdet.data_ptr(),
+        *_address_and_stride(y),
+        *_address_and_stride(raw),
+        *_address_and_stride(shift),
+        dx.data_ptr(),
+        draw.data_ptr(),
+        *_tail(dx, scale, clamp, first, inverse),
+    )
+    return dx, draw
+
+
+_SETTINGS = "str scale, float clamp, bool shift_first, bool inverse"
+
+_forward = Kernel(
+    f"affine_coupling(Tensor x, Tensor raw_scale, Tensor shift, {_SETTINGS}) -> (Tensor y, Tensor logdet)",
+    reference=_forward_reference,
+    fake=_forward_fake,
+    cpu=_forward_cpu,
+)
+# The gradient of the shift is dy, dx, or the negative of one of them: no kernel has to write it.
+_backward = Kernel(
+    f"affine_coupling_backward(Tensor dy, Tensor dlogdet, Tensor y, Tensor raw_scale, Tensor shift, {_SETTINGS}) "
+    "-> (Tensor dx, Tensor draw_scale)",
+    reference=_backward_reference,
+    fake=_backward_fake,
+    cpu=_backward_cpu,
+)
+
+
+class _AffineCoupling(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, raw: Tensor, shift: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        return _forward(x, raw, shift, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, raw, shift, *ctx.settings = inputs
+        _, _, first, inverse = ctx.settings
+        # With the shift first, its place is filled by what is kept anyway.
+        ctx.save_for_backward(output[0], raw, raw if first != inverse else shift)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
+        y, raw, shift = ctx.saved_tensors
+        _, _, first, inverse = ctx.settings
+        call = _gradients if needs_grad(dy, dlogdet, y, raw, shift) else _backward
+        dx, draw = call(dy, dlogdet, y, raw, shift, *ctx.settings)
+        dshift = dx if first != inverse else dy
+        return dx, draw, -dshift if inverse else dshift, None, None, None, None
+
+
+def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float) -> None:
+    check_float("x", x)
+    check_choice("scale", scale, SCALES)
+    if x.dim() < 1:
+        raise ValueError("x must have a batch dimension 0, got a tensor without dimensions")
+    for name, t in (("raw_scale", raw_scale), ("shift", shift)):
+        check_float(name, t)
+        if t.shape != x.shape:
+            raise ValueError(
+                f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(t.shape)}"
+            )
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
+        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    if not (math.isfinite(clamp) and clamp > 0):
+        raise ValueError(f"clamp must be finite and positive, got {clamp}")
+
+
+def affine_coupling(
+    x: Tensor,
+    raw_scale: Tensor,
+    shift: Tensor,
+    *,
+    scale: str = "exp",
+    clamp: float = 2.0,
+    shift_first: bool = False,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """x * S + shift, or its inverse, and the log-determinant, in one pass.
+
+    Args:
+        x: (N, ...) float32, float64, bfloat16 or float16, of any layout.
+        raw_scale: what S is made of; of x's shape, dtype (any float under autocast) and device.
+        shift: the same.
+        scale: "exp", S = exp(s); "tanh", exp(tanh s); "sigmoid", sigmoid(s + 2); "softclamp",
+            exp(clamp * 0.636 * atan(s / clamp)).
+        clamp: softclamp's bound of |log S|; positive.
+        shift_first: (x + shift) * S instead, as Glow has it.
+        inverse: the x that gives this, with its own log-determinant.
+
+    Returns:
+        y, of x's shape and dtype, channels-last if x is, otherwise contiguous; and logdet (N,) in float32
+        (float64 for float64), in nats.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
+            names it.
+    """
+    _check(x, raw_scale, shift, scale, clamp)
+    raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
+    if forward_mode():
+        return affine_coupling_reference(
+            x,
+            raw_scale,
+            shift,
+            scale=scale,
+            clamp=clamp,
+            shift_first=shift_first,
+            inverse=inverse,
+        )
+    settings = (scale, float(clamp), bool(shift_first), bool(inverse))
+    if needs_grad(x, raw_scale, shift):
+        return apply(_AffineCoupling, x, raw_scale, shift, *settings)
+    return _forward(x, raw_scale, shift, *settings)
+
+
+def _samples() -> tuple[Sample, ...]:
+    def three(*shape: int, **of: Any) -> tuple[T, T, T]:
+        return T(shape, **of), T(shape, **of), T(shape, **of)
+
+    return (
+        # Each scale and each order of the two steps; sizes that are no whole number of vectors.
+        Sample("exp", three(3, 5, 7)),
+        Sample("tanh, inverse", three(2, 33), {"scale": "tanh", "inverse": True}),
+        Sample("sigmoid, shift first", three(4, 17), {"scale": "sigmoid", "shift_first": True}),
+        Sample(
+            "softclamp, channels last, inverse of shift first",
+            three(2, 3, 4, 5, channels_last=True, scale=2.0),
+            {"scale": "softclamp", "clamp": 1.5, "shift_first": True, "inverse": True},
+        ),
+        # A sample of several pieces of work, several samples in a piece, and nothing.
+        Sample("large samples", three(2, 3, 41, 83), {"scale": "sigmoid"}),
+        Sample("many samples", three(9000, 2), {"scale": "softclamp"}),
+        Sample("empty", three(0, 4)),
+        Sample("empty samples", three(3, 0)),
+    )
+
+
+def _bad_calls() -> tuple[BadCall, ...]:
+    x = torch.zeros(2, 3)
+    return (
+        BadCall("raw_scale of another shape", (x, x.T, x), {}, ValueError, r"raw_scale must have the shape of x, \(2"),
+        BadCall("shift of another shape", (x, x, torch.zeros(2, 1)), {}, ValueError, "shift must have the shape of x"),
+        BadCall("integers", (x.long(), x, x), {}, TypeError, "x must be float32"),
+        BadCall("mixed dtypes", (x, x.double(), x), {}, TypeError, "raw_scale must have the dtype of x"),
+        BadCall("mixed devices", (x, x, x.to("meta")), {}, ValueError, "shift must be on cpu"),
+        BadCall("no batch", (x[0, 0], x[0, 0], x[0, 0]), {}, ValueError, "x must have a batch dimension"),
+        BadCall("unknown scale", (x, x, x), {"scale": "sigmiod"}, ValueError, "did you mean 'sigmoid'"),
+        BadCall("zero clamp", (x, x, x), {"clamp": 0.0}, ValueError, "clamp must be finite and positive"),
+    )  # fmt: skip
+
+
+def _row(shape: tuple[int, ...], scale: str, first: bool, order: int) -> Row:
+    def make() -> dict[str, Callable[[], Any]]:
+        x, raw, shift, dy = torch.randn(4, *shape)
+        dlogdet = torch.randn(shape[0])
+        inputs = [t.clone().requires_grad_(order > 0) for t in (x, raw, shift)]
+        x, raw, shift = inputs
+
+        def eager() -> tuple[Tensor, Tensor]:
+            if scale != "sigmoid":
+                log = raw.tanh() if scale == "tanh" else raw
+                return x * log.exp() + shift, log.flatten(1).sum(1)
+            factor = torch.sigmoid(raw + 2)
+            return (x + shift) * factor, factor.log().flatten(1).sum(1)
+
+        def run(f: Callable[[], Any]) -> Any:
+            return torch.autograd.grad(f(), inputs, (dy, dlogdet)) if order else f()
+
+        return {
+            "ours": lambda: run(
+                lambda: affine_coupling(x, raw, shift, scale=scale, shift_first=first)
+            ),
+            "eager": lambda: run(eager),
+        }
+
+    moves = 4 + order * (5 if first else 6)
+    return Row(
+        f"affine_coupling {scale} {'fwd+bwd' if order else 'fwd'}",
+        ",".join(map(str, shape)),
+        make,
+        bytes=moves * 4 * math.prod(shape),
+    )
+
+
+def _rows() -> Sequence[Row]:
+    image, vector = (64, 48, 32, 32), (4096, 64)
+    return [
+        _row(image, "exp", False, 0),
+        _row(image, "exp", False, 1),
+        _row(image, "sigmoid", True, 1),
+        _row(vector, "tanh", False, 0),
+        _row(vector, "tanh", False, 1),
+    ]
+
+
+register(
+    Op(
+        name="affine_coupling",
+        function=affine_coupling,
+        reference=affine_coupling_reference,
+        kernels=(_forward, _backward),
+        samples=_samples(),
+        bad_calls=_bad_calls(),
+        orders=1,
+        # Scales up to e^4 are known to about 3 ulp.
+        epsilon={
+            torch.float32: 3e-6,
+            torch.float64: 1e-14,
+            torch.bfloat16: 3e-6,
+            torch.float16: 3e-6,
+        },
+        rows=_rows,
+    )
+)

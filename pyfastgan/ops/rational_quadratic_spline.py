@@ -1,0 +1,993 @@
+"""rational_quadratic_spline: a monotone spline of each element, its inverse and its log-determinant in one pass.
+
+    x            (N, ...)
+    widths       (*x.shape, K) logits of the K bins' widths
+    heights      (*x.shape, K) logits of their heights
+    derivatives  (*x.shape, K - 1) logits of the derivatives at the inner knots, or without tails
+                 (*x.shape, K + 1) at all knots
+    y, logdet    y of x's shape; logdet (N,), the sum of log dy/dx over a sample, or with elementwise
+                 of x's shape and not summed
+
+The spline is that of Gregory and Delbourgo (1982) as Durkan et al. (2019, "Neural spline flows") use it: in a bin with
+the corner (x_k, y_k), the extent w, h, the slope s = h / w and the derivatives d_k, d_{k+1} at its knots,
+with t = (x - x_k) / w and u = t (1 - t),
+
+    y = y_k + h (s t^2 + d_k u) / (s + (d_k + d_{k+1} - 2 s) u).
+
+With tails="linear" it maps [-B, B] onto itself, B = tail_bound, and is the identity outside; with tails=None
+it maps [0, 1] onto itself. What the logits mean is the parameterisation's:
+
+    nflows  bins m + (1 - K m) softmax of the range, derivatives m + softplus; outer ones 1 with tails. normflows' too.
+    zuko    logits v are first softly clipped, v / (1 + |2 v / log m|) and for the derivatives v / (1 + |v / log m|)
+            with m = min_derivative; bins softmax of the range, derivatives exp. The minimal bins are not used.
+    freia   widths and heights have K + 1 numbers, of which the first moves the left (lower) end from -B; each bin is
+            m + softplus(v + c), where c makes it 2 B at v = 0; inner derivatives softplus(v + log(e - 1)), v at least
+            -20. Outside it goes on with the slope of the diagonal, which is also the outer knots' derivative.
+
+Inputs are clamped to the domain before anything is computed, and every intermediate is finite: no value asserts,
+and logits of any size give finite values and gradients. Nothing is read back to the host on a GPU; on a CPU an input
+that lies outside [0, 1] by more than rounding raises an error with tails=None, on a GPU it is clamped.
+
+Differentiable once; a second derivative raises an error. Works with `torch.func`; in forward mode the reference
+serves. Only the inputs are kept for the backward pass, which computes the rest anew. Deterministic. Half types are
+computed in float32. The log-determinant is returned in float32 (float64 for float64). Under autocast the logits are
+cast to x's dtype; otherwise all dtypes must agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._names import check_choice
+from . import _backends
+from ._common import TYPE_NUMBER, apply, check_float, forward_mode, needs_grad
+from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+
+PARAMETERISATIONS = ("nflows", "zuko", "freia")
+_MOST_BINS = 64  # of the kernels; more are served by the reference
+_ROUNDING = 1e-4  # how far an input may lie outside [0, 1]
+
+
+class _Settings(NamedTuple):
+    """What the kernels need to know beside the logits."""
+
+    inverse: bool
+    tails: bool
+    low: float
+    range: float
+    min_width: float
+    min_height: float
+    min_derivative: float
+    pull: float  # 1 / bound of the soft clip of widths and heights; 0: none
+    slope_pull: float  # the same of the derivatives
+    exponent: bool  # derivatives are exp, not minimum + softplus
+    elementwise: bool
+
+
+class _Bins(NamedTuple):
+    """All bins of all elements: lower corners, extents (..., K), and derivatives at the knots (..., K + 1)."""
+
+    x: Tensor
+    width: Tensor
+    y: Tensor
+    height: Tensor
+    slope: Tensor
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _soft_clip(v: Tensor, pull: float) -> Tensor:
+    return v / (1 + v.abs() * pull) if pull else v
+
+
+def _before(extent: Tensor) -> Tensor:
+    """The sums of what comes before each bin."""
+    return F.pad(extent.cumsum(-1)[..., :-1], (1, 0))
+
+
+def _bins(widths: Tensor, heights: Tensor, derivatives: Tensor, s: _Settings) -> _Bins:
+    def axis(logits: Tensor, minimum: float) -> tuple[Tensor, Tensor]:
+        free = 1 - minimum * logits.size(-1)
+        extent = s.range * (minimum + free * torch.softmax(_soft_clip(logits, s.pull), -1))
+        return s.low + _before(extent), extent
+
+    if s.exponent:
+        slope = torch.exp(_soft_clip(derivatives, s.slope_pull))
+    else:
+        slope = s.min_derivative + F.softplus(derivatives)
+    if s.tails:
+        slope = F.pad(slope, (1, 1), value=1.0)
+    return _Bins(*axis(widths, s.min_width), *axis(heights, s.min_height), slope)
+
+
+def _bins_freia(
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    bound: float,
+    min_width: float,
+    min_height: float,
+) -> _Bins:
+    def axis(numbers: Tensor, minimum: float) -> tuple[Tensor, Tensor]:
+        extent = minimum + F.softplus(numbers[..., 1:] + _softplus_inverse(2 * bound - minimum))
+        return numbers[..., :1] - bound + _before(extent), extent
+
+    x, width = axis(widths, min_width)
+    y, height = axis(heights, min_height)
+    # Kept above 2e-9: the inverse has no finite gradient where a derivative vanishes.
+    inner = F.softplus(derivatives.clamp(min=-20.0) + _softplus_inverse(1.0))
+    outer = height.sum(-1, keepdim=True) / width.sum(-1, keepdim=True)
+    return _Bins(x, width, y, height, torch.cat((outer, inner, outer), -1))
+
+
+def _softplus_inverse(y: float) -> float:
+    return y + math.log(-math.expm1(-y))
+
+
+class _Place(NamedTuple):
+    """Where each element stands: its bin, the share of the bin's width, and whether it lies outside."""
+
+    bin: Tensor  # (..., 1)
+    x: Tensor
+    width: Tensor
+    y: Tensor
+    height: Tensor
+    left: Tensor
+    right: Tensor
+    theta: Tensor
+    outside: Tensor
+
+
+def _locate(at: Tensor, b: _Bins, inverse: bool) -> _Place:
+    def keep(t: Tensor, index: Tensor) -> Tensor:
+        return t.gather(-1, index).squeeze(-1)
+
+    knots, extent = (b.y, b.height) if inverse else (b.x, b.width)
+    inside = at.clamp(knots[..., 0], knots[..., -1] + extent[..., -1])
+    index = (inside[..., None] >= knots[..., 1:]).sum(-1, keepdim=True)
+    x, width, y, height = (keep(t, index) for t in b[:4])
+    left, right = keep(b.slope, index), keep(b.slope, index + 1)
+    slope = height / width
+    share = (inside - (y if inverse else x)) / (height if inverse else width)
+    # Bounded without a loss of gradient: at a knot a share just above 1 is rounding.
+    theta = share + (share.clamp(0, 1) - share).detach()
+    if inverse:
+        # The root of a t^2 + b t = s r with a = s - b, each sign of b in the form that does not cancel.
+        r, rest = theta, 1 - theta
+        b_ = rest * left + r * (2 * slope - right)
+        square = (b_ - 2 * slope * r).square() + 4 * slope.square() * r * rest
+        root = square.clamp(min=torch.finfo(at.dtype).tiny).sqrt()
+        negative = b_ < 0
+        below = torch.where(negative, 2 * (slope - b_), b_ + root)
+        theta = torch.where(negative, root - b_, 2 * slope * r) / below
+        theta = theta + (theta.clamp(0, 1) - theta).detach()
+    outside = (at != inside) & ~at.isnan()
+    return _Place(index, x, width, y, height, left, right, theta, outside)
+
+
+def _evaluate(p: _Place, inverse: bool) -> tuple[Tensor, Tensor]:
+    """The spline, or its inverse, and the logarithm of its derivative."""
+    theta, slope = p.theta, p.height / p.width
+    both, rest = theta * (1 - theta), 1 - theta
+    below = slope + (p.left + p.right - 2 * slope) * both
+    bend = p.right * theta.square() + 2 * slope * both + p.left * rest.square()
+    log = 2 * (slope / below).log() + bend.log()
+    if inverse:
+        return p.x + theta * p.width, -log
+    return p.y + p.height * (slope * theta.square() + p.left * both) / below, log
+
+
+def _sum(log: Tensor, elementwise: bool) -> Tensor:
+    return log if elementwise else log.reshape(log.size(0), math.prod(log.shape[1:])).sum(1)
+
+
+def _split(
+    widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, tails: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors of logits from three, or from one that holds them one after the other."""
+    if heights is not None and derivatives is not None:
+        return widths, heights, derivatives
+    bins = _bins_of(widths.size(-1), tails)
+    w, h, d = widths.split((bins, bins, widths.size(-1) - 2 * bins), -1)
+    return w, h, d
+
+
+def _bins_of(columns: int, tails: bool) -> int:
+    return (columns + 1) // 3 if tails else (columns - 1) // 3
+
+
+def _check_domain(x: Tensor, s: _Settings) -> None:
+    if s.tails or x.device.type != "cpu" or x.numel() == 0:
+        return
+    finite = torch.where(x.isfinite(), x, s.low).detach()
+    low, high = (float(t) for t in finite.aminmax())
+    if low < s.low - _ROUNDING or high > s.low + s.range + _ROUNDING:
+        raise ValueError(
+            f"x must lie in [{s.low}, {s.low + s.range}] with tails=None, got values from {low} to {high}"
+        )
+
+
+def _core(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, s: _Settings
+) -> tuple[Tensor, Tensor]:
+    """What the kernels compute, in plain PyTorch."""
+    _check_domain(x, s)
+    wide = _accumulated(x.dtype)
+    w, h, d = (t.to(wide) for t in _split(widths, heights, derivatives, s.tails))
+    at = x.to(wide)
+    place = _locate(at, _bins(w, h, d, s), s.inverse)
+    y, log = _evaluate(place, s.inverse)
+    if s.tails:
+        y, log = torch.where(place.outside, at, y), torch.where(place.outside, 0.0, log)
+    return y.to(x.dtype), _sum(log, s.elementwise)
+
+
+def rational_quadratic_spline_reference(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    *,
+    inverse: bool = False,
+    tails: str | None = "linear",
+    tail_bound: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    elementwise: bool = False,
+    parameterisation: str = "nflows",
+) -> tuple[Tensor, Tensor]:
+    """The definition in plain PyTorch, differentiable by autograd any number of times."""
+    s = _settings(
+        inverse,
+        tails,
+        tail_bound,
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        elementwise,
+        parameterisation,
+    )
+    if parameterisation != "freia":
+        return _core(x, widths, heights, derivatives, s)
+    wide = _accumulated(x.dtype)
+    w, h, d = (t.to(wide) for t in (widths, heights, derivatives))
+    at, b = x.to(wide), _bins_freia(w, h, d, tail_bound, min_bin_width, min_bin_height)
+    place = _locate(at, b, inverse)
+    y, log = _evaluate(place, inverse)
+    scale = b.slope[..., 0]
+    if inverse:
+        beyond, flat = (at - b.y[..., 0]) / scale + b.x[..., 0], -scale.log()
+    else:
+        beyond, flat = (at - b.x[..., 0]) * scale + b.y[..., 0], scale.log()
+    return torch.where(place.outside, beyond, y).to(x.dtype), _sum(
+        torch.where(place.outside, flat, log), elementwise
+    )
+
+
+def _settings(
+    inverse: bool,
+    tails: str | None,
+    tail_bound: float,
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    elementwise: bool,
+    parameterisation: str,
+) -> _Settings:
+    low, extent = (-float(tail_bound), 2.0 * tail_bound) if tails else (0.0, 1.0)
+    if parameterisation == "nflows":
+        pull = slope_pull = 0.0
+    elif parameterisation == "zuko":
+        slope_pull = -1.0 / math.log(min_derivative)
+        min_bin_width, min_bin_height, pull = 0.0, 0.0, 2 * slope_pull
+    else:  # freia's bins, moved to [0, 1]
+        low, extent, min_bin_width, min_bin_height, pull, slope_pull = 0.0, 1.0, 0.0, 0.0, 0.0, 0.0
+    return _Settings(
+        bool(inverse),
+        tails is not None,
+        low,
+        extent,
+        float(min_bin_width),
+        float(min_bin_height),
+        float(min_derivative),
+        pull,
+        slope_pull,
+        parameterisation != "nflows",
+        bool(elementwise),
+    )
+
+
+def _forward_reference(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    y, logdet = _core(x, widths, heights, derivatives, _Settings(*settings))
+    return y.contiguous(), logdet.contiguous()
+
+
+def _backward_reference(
+    dy: Tensor,
+    dlogdet: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = _Settings(*settings)
+    wide = _accumulated(x.dtype)
+    logits = [t.to(wide) for t in _split(widths, heights, derivatives, s.tails)]
+    at, out, log = x.to(wide), dy.to(wide), dlogdet.to(wide)
+    if not s.elementwise:
+        log = log.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    p = _locate(at, _bins(logits[0], logits[1], logits[2], s), s.inverse)
+    if s.tails:
+        out, log = torch.where(p.outside, 0.0, out), torch.where(p.outside, 0.0, log)
+
+    theta, rest, turn, slope = p.theta, 1 - p.theta, 1 - 2 * p.theta, p.height / p.width
+    both, excess = theta * rest, p.left + p.right - 2 * slope
+    below = slope + excess * both
+    bend = p.right * theta.square() + 2 * slope * both + p.left * rest.square()
+    value, jacobian = (
+        (slope * theta.square() + p.left * both) / below,
+        slope.square() * bend / below.square(),
+    )
+    log_theta = (
+        2 * (p.right * theta - p.left * rest + slope * turn) / bend - 2 * excess * turn / below
+    )
+    if s.inverse:
+        # The forward's gradients at the x that was found, with other cotangents.
+        log = -log
+        by_at = (out + log * log_theta / p.width) / jacobian
+        by_theta, out = -out * p.width, -by_at
+    else:
+        by_theta = out * jacobian * p.width + log * log_theta
+        by_at = by_theta / p.width
+    scaled, bent = out * p.height / below, log / bend
+    by_slope = scaled * (theta.square() - value * (1 - 2 * both)) + 2 * both * bent
+    by_slope = by_slope + log * (2 / slope - 2 * (1 - 2 * both) / below)
+    by_left = scaled * both * (1 - value) + bent * rest.square() - 2 * log * both / below
+    by_right = -scaled * both * value + bent * theta.square() - 2 * log * both / below
+    by_width = -(by_theta * theta + by_slope * slope) / p.width
+    by_height = out * value + by_slope / p.width
+
+    bins = torch.arange(logits[0].size(-1), device=x.device)
+    knots = torch.arange(logits[0].size(-1) + 1, device=x.device)
+
+    def axis(v: Tensor, minimum: float, by_knot: Tensor, by_extent: Tensor) -> Tensor:
+        clipped = _soft_clip(v, s.pull)
+        share = torch.softmax(clipped, -1)
+        direct = (bins < p.bin) * by_knot[..., None] + (bins == p.bin) * by_extent[..., None]
+        g = share * (direct - (share * direct).sum(-1, keepdim=True))
+        return s.range * (1 - minimum * v.size(-1)) * g * (1 - clipped.abs() * s.pull).square()
+
+    dw = axis(logits[0], s.min_width, -by_theta / p.width, by_width)
+    dh = axis(logits[1], s.min_height, out, by_height)
+    dd = (knots == p.bin) * by_left[..., None] + (knots == p.bin + 1) * by_right[..., None]
+    dd = dd[..., 1:-1] if s.tails else dd
+    if s.exponent:
+        clipped = _soft_clip(logits[2], s.slope_pull)
+        dd = dd * clipped.exp() * (1 - clipped.abs() * s.slope_pull).square()
+    else:
+        dd = dd * torch.sigmoid(logits[2])
+    dx = torch.where(p.outside, dy.to(wide) if s.tails else 0.0, by_at)
+    dx, dw, dh, dd = (t.to(x.dtype).contiguous() for t in (dx, dw, dh, dd))
+    if heights is None:
+        return dx, torch.cat((dw, dh, dd), -1), x.new_empty(0), x.new_empty(0)
+    return dx, dw, dh, dd
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    shape = x.shape if rest[-1] else x.shape[:1]
+    return _empty(x), x.new_empty(shape, dtype=_accumulated(x.dtype))
+
+
+def _backward_fake(
+    dy: Tensor,
+    dlogdet: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dh, dd = (x.new_empty(0) if t is None else _empty(t) for t in (heights, derivatives))
+    return _empty(x), _empty(widths), dh, dd
+
+
+def _rows_of(t: Tensor) -> tuple[Tensor, int]:
+    """t and how far apart its rows lie, or those of a copy if they are not evenly spaced."""
+    if t.size(-1) > 1 and t.stride(-1) != 1:
+        t = t.contiguous()
+    step, expected = None, 0
+    for k in range(t.dim() - 2, -1, -1):
+        if t.size(k) == 1:
+            continue
+        if step is None:
+            step = expected = t.stride(k)
+        elif t.stride(k) != expected:
+            return t.contiguous(), t.size(-1)
+        expected *= t.size(k)
+    return t, t.size(-1) if step is None else step
+
+
+def _three(
+    widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, bins: int
+) -> tuple[list[Tensor], list[int]]:
+    """The tensors to keep alive, and address and stride of widths, heights and derivatives."""
+    if heights is None or derivatives is None:
+        t, step = _rows_of(widths)
+        address, size = t.data_ptr(), t.element_size()
+        places = [address, address + bins * size, address + 2 * bins * size]
+        return [t], [n for place in places for n in (place, step)]
+    kept, numbers = [], []
+    for t in (widths, heights, derivatives):
+        t, step = _rows_of(t)
+        kept.append(t)
+        numbers += [t.data_ptr(), step]
+    return kept, numbers
+
+
+def _tail(x: Tensor, bins: int, s: _Settings) -> tuple[Any, ...]:
+    """What both kernels take after their pointers."""
+    return (
+        TYPE_NUMBER[x.dtype],
+        x.size(0),
+        math.prod(x.shape[1:]),
+        s.elementwise,
+        bins,
+        s.tails,
+        s.low,
+        s.range,
+        s.min_width,
+        s.min_height,
+        s.min_derivative,
+        s.pull,
+        s.slope_pull,
+        s.exponent,
+        s.inverse,
+        torch.get_num_threads(),
+    )
+
+
+def _forward_cpu(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    if bins > _MOST_BINS:
+        return _forward_reference(x, widths, heights, derivatives, *settings)
+    _check_domain(x, s)
+    x = x.contiguous()
+    y, logdet = _forward_fake(x, s.elementwise)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    _backends.native("_cpu").rational_quadratic_spline(
+        x.data_ptr(), *logits, y.data_ptr(), logdet.data_ptr(), *_tail(x, bins, s)
+    )
+    return y, logdet
+
+
+def _backward_cpu(
+    dy: Tensor,
+    dlogdet: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    if bins > _MOST_BINS:
+        return _backward_reference(dy, dlogdet, x, widths, heights, derivatives, *settings)
+    dy, dlogdet, x = dy.contiguous(), dlogdet.contiguous(), x.contiguous()
+    dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    packed = heights is None
+    _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
+    _backends.native("_cpu").rational_quadratic_spline_backward(
+        dy.data_ptr(),
+        dlogdet.data_ptr(),
+        x.data_ptr(),
+        *logits,
+        dx.data_ptr(),
+        *gradients,
+        *_tail(x, bins, s),
+    )
+    return dx, dw, dh, dd
+
+
+def _numbers(s: _Settings) -> tuple[Any, ...]:
+    """What both CUDA kernels take after the number of bins, and the stream."""
+    numbers = (s.tails, s.low, s.range, s.min_width, s.min_height, s.min_derivative, s.pull)
+    queue = torch.cuda.current_stream().cuda_stream
+    return (*numbers, s.slope_pull, s.exponent, s.inverse, queue)
+
+
+def _forward_cuda(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    _check_domain(x, s)
+    x = x.contiguous()
+    y, log = _forward_fake(x, True)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    outputs = (y.data_ptr(), log.data_ptr(), TYPE_NUMBER[x.dtype], x.numel(), bins)
+    with torch.cuda.device(x.device):
+        _backends.native("_cuda").rational_quadratic_spline(
+            x.data_ptr(), *logits, *outputs, *_numbers(s)
+        )
+    return y, _sum(log, s.elementwise)
+
+
+def _backward_cuda(
+    dy: Tensor,
+    dlogdet: Tensor,
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor | None,
+    derivatives: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    s = _Settings(*settings)
+    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
+    if not s.elementwise:
+        dlogdet = dlogdet.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    dy, dlogdet, x = dy.contiguous(), dlogdet.contiguous(), x.contiguous()
+    dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
+    kept, logits = _three(widths, heights, derivatives, bins)
+    packed = heights is None
+    _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
+    inputs = (dy.data_ptr(), dlogdet.data_ptr(), x.data_ptr())
+    with torch.cuda.device(x.device):
+        _backends.native("_cuda").rational_quadratic_spline_backward(
+            *inputs,
+            *logits,
+            dx.data_ptr(),
+            *gradients,
+            TYPE_NUMBER[x.dtype],
+            x.numel(),
+            bins,
+            *_numbers(s),
+        )
+    return dx, dw, dh, dd
+
+
+_SCHEMA = (
+    "bool inverse, bool tails, float low, float range, float min_width, float min_height, float min_derivative, "
+    "float pull, float slope_pull, bool exponent, bool elementwise"
+)
+
+# Without heights and derivatives, widths holds all three one after the other.
+_forward = Kernel(
+    f"rational_quadratic_spline(Tensor x, Tensor widths, Tensor? heights, Tensor? derivatives, {_SCHEMA}) "
+    "-> (Tensor y, Tensor logdet)",
+    reference=_forward_reference,
+    fake=_forward_fake,
+    cpu=_forward_cpu,
+    cuda=_forward_cuda,
+)
+_backward = Kernel(
+    "rational_quadratic_spline_backward(Tensor dy, Tensor dlogdet, Tensor x, Tensor widths, Tensor? heights, "
+    f"Tensor? derivatives, {_SCHEMA}) -> (Tensor dx, Tensor dwidths, Tensor dheights, Tensor dderivatives)",
+    reference=_backward_reference,
+    fake=_backward_fake,
+    cpu=_backward_cpu,
+    cuda=_backward_cuda,
+)
+
+
+class _Spline(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return _forward(x, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.settings = inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
+        arguments = (dy, dlogdet, *ctx.saved_tensors, *ctx.settings)
+        if needs_grad(dy, dlogdet, *ctx.saved_tensors):
+            dx, dw, dh, dd = apply(_SplineBackward, *arguments)
+        else:
+            dx, dw, dh, dd = _backward(*arguments)
+        packed = ctx.saved_tensors[2] is None
+        return dx, dw, None if packed else dh, None if packed else dd, *(None,) * len(ctx.settings)
+
+
+class _SplineBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return _backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "rational_quadratic_spline can be differentiated once, and this asks for a second derivative; "
+            "pyfastgan.ops.rational_quadratic_spline.rational_quadratic_spline_reference has all of them"
+        )
+
+
+def _check(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    tails: str | None,
+    tail_bound: float,
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    parameterisation: str,
+) -> None:
+    check_float("x", x)
+    check_choice("parameterisation", parameterisation, PARAMETERISATIONS)
+    if tails not in ("linear", None):
+        raise ValueError(f"tails must be 'linear' or None, got {tails!r}")
+    if tails is None and parameterisation != "nflows":
+        raise ValueError(
+            f"tails must be 'linear' with parameterisation={parameterisation!r}, got None"
+        )
+    if x.dim() < 1:
+        raise ValueError("x must have a batch dimension 0, got a tensor without dimensions")
+    check_float("widths", widths)
+    extra = 1 if parameterisation == "freia" else 0
+    bins = widths.size(-1) - extra if widths.dim() else 0
+    if widths.shape[:-1] != x.shape or bins < 1:
+        raise ValueError(
+            f"widths must have shape {(*x.shape, 'K' if not extra else 'K + 1')}, at least one bin for each element "
+            f"of x, got {tuple(widths.shape)}"
+        )
+    knots = bins - 1 if tails else bins + 1
+    for name, t, last in (("heights", heights, bins + extra), ("derivatives", derivatives, knots)):
+        check_float(name, t)
+        if t.shape != (*x.shape, last):
+            raise ValueError(
+                f"{name} must have shape {(*x.shape, last)} for {bins} bins with tails={tails!r}, got {tuple(t.shape)}"
+            )
+    for name, t in (("widths", widths), ("heights", heights), ("derivatives", derivatives)):
+        if t.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
+        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    if not (math.isfinite(tail_bound) and tail_bound > 0):
+        raise ValueError(f"tail_bound must be finite and positive, got {tail_bound}")
+    if not (0 < min_derivative < 1):
+        raise ValueError(f"min_derivative must lie between 0 and 1, got {min_derivative}")
+    # The widest that a bin can be at least: an equal share, or freia's own at zero logits.
+    most, what = (2 * tail_bound, "2 tail_bound") if extra else (1 / bins, f"1 / {bins} bins")
+    for name, value in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
+        if not (0 < value <= most):
+            raise ValueError(
+                f"{name} must be positive and at most {most:.6g} ({what}), got {value}"
+            )
+
+
+def _call(
+    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, s: _Settings
+) -> tuple[Tensor, Tensor]:
+    if forward_mode():
+        return _core(x, widths, heights, derivatives, s)
+    if needs_grad(x, widths, heights, derivatives):
+        return apply(_Spline, x, widths, heights, derivatives, *s)
+    return _forward(x, widths, heights, derivatives, *s)
+
+
+def _call_freia(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    s: _Settings,
+    bound: float,
+    min_width: float,
+    min_height: float,
+) -> tuple[Tensor, Tensor]:
+    """freia's spline is the kernel's on [0, 1] between two affine maps; logarithms undo its softmax."""
+    wide = _accumulated(x.dtype)
+    w, h, d = (t.to(wide) for t in (widths, heights, derivatives))
+    b = _bins_freia(w, h, d, bound, min_width, min_height)
+    across, up = b.width.sum(-1), b.height.sum(-1)
+    scale = across / up
+    ends = (b.y[..., 0], up, b.x[..., 0], across)
+    low, extent, out_low, out_extent = ends if s.inverse else (*ends[2:], *ends[:2])
+    y, log = _call(
+        (x.to(wide) - low) / extent,
+        b.width.log(),
+        b.height.log(),
+        (b.slope[..., 1:-1] * scale[..., None]).log(),
+        s._replace(elementwise=True),
+    )
+    log = log + scale.log() if s.inverse else log - scale.log()
+    return (out_low + out_extent * y).to(x.dtype), _sum(log, s.elementwise)
+
+
+def rational_quadratic_spline(
+    x: Tensor,
+    widths: Tensor,
+    heights: Tensor,
+    derivatives: Tensor,
+    *,
+    inverse: bool = False,
+    tails: str | None = "linear",
+    tail_bound: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    elementwise: bool = False,
+    parameterisation: str = "nflows",
+) -> tuple[Tensor, Tensor]:
+    """A monotone rational-quadratic spline of each element, or its inverse, and the log-determinant.
+
+    Args:
+        x: (N, ...) float32, float64, bfloat16 or float16, of any layout.
+        widths: (*x.shape, K) logits; for freia (*x.shape, K + 1), the left end first.
+        heights: the same of the heights.
+        derivatives: (*x.shape, K - 1), or (*x.shape, K + 1) with tails=None.
+        inverse: the x that gives this, with its own log-determinant.
+        tails: "linear", the identity outside [-tail_bound, tail_bound]; or None, a domain of [0, 1].
+        tail_bound: half the width of the domain with linear tails.
+        min_bin_width, min_bin_height: the least share of the domain that a bin has (freia: the least extent).
+        min_derivative: the least derivative at a knot; for zuko what bounds all logits, its `slope`.
+        elementwise: do not sum the log-determinant over a sample.
+        parameterisation: "nflows", "zuko" or "freia": what the logits mean; the defaults of all arguments are nflows'.
+
+    Returns:
+        y, contiguous, of x's shape and dtype; and logdet (N,), or of x's shape if elementwise, in float32
+        (float64 for float64), in nats.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value, or on a CPU an
+            input lies outside [0, 1] with tails=None; the message names it.
+        RuntimeError: a second derivative is asked for.
+    """
+    _check(
+        x,
+        widths,
+        heights,
+        derivatives,
+        tails,
+        tail_bound,
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        parameterisation,
+    )
+    widths, heights, derivatives = (t.to(x.dtype) for t in (widths, heights, derivatives))
+    s = _settings(
+        inverse,
+        tails,
+        tail_bound,
+        min_bin_width,
+        min_bin_height,
+        min_derivative,
+        elementwise,
+        parameterisation,
+    )
+    if parameterisation == "freia":
+        return _call_freia(
+            x, widths, heights, derivatives, s, tail_bound, min_bin_width, min_bin_height
+        )
+    return _call(x, widths, heights, derivatives, s)
+
+
+def packed_rational_quadratic_spline(
+    x: Tensor,
+    logits: Tensor,
+    *,
+    inverse: bool = False,
+    tails: str | None = "linear",
+    tail_bound: float = 1.0,
+    min_bin_width: float = 1e-3,
+    min_bin_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    elementwise: bool = False,
+    parameterisation: str = "nflows",
+) -> tuple[Tensor, Tensor]:
+    """`rational_quadratic_spline` of logits (*x.shape, P) that hold widths, heights and derivatives one after the other
+    (for freia the two ends before them), as networks give them: they are read, and their gradient is made, in place."""
+    check_float("logits", logits)
+    extra = 2 if parameterisation == "freia" else 0
+    columns = (logits.size(-1) if logits.dim() else 0) - extra
+    bins = _bins_of(columns, tails is not None)
+    if bins < 1 or columns != 3 * bins + (-1 if tails else 1):
+        raise ValueError(
+            f"logits must have 3 K {'- 1' if tails else '+ 1'}{' + 2' if extra else ''} numbers in the last dimension, "
+            f"got shape {tuple(logits.shape)}"
+        )
+    sizes = (1, 1) if extra else ()
+    *ends, w, h, d = logits.split((*sizes, bins, bins, columns - 2 * bins), -1)
+    if extra:
+        w, h = torch.cat((ends[0], w), -1), torch.cat((ends[1], h), -1)
+    arguments = (tails, tail_bound, min_bin_width, min_bin_height, min_derivative)
+    _check(x, w, h, d, *arguments, parameterisation)
+    s = _settings(inverse, *arguments, elementwise, parameterisation)
+    if not extra:
+        return _call(x, logits.to(x.dtype), None, None, s)
+    w, h, d = (t.to(x.dtype) for t in (w, h, d))
+    return _call_freia(x, w, h, d, s, tail_bound, min_bin_width, min_bin_height)
+
+
+def _samples() -> tuple[Sample, ...]:
+    def logits(bins: int, *shape: int, scale: float = 1.0, knots: int = -1, extra: int = 0) -> Any:
+        return (
+            T(shape, scale=0.7),
+            T((*shape, bins + extra), scale=scale),
+            T((*shape, bins + extra), scale=scale),
+            T((*shape, bins + knots), scale=scale),
+        )
+
+    return (
+        # Both directions, an odd end of a pack, inputs on both sides of the bounds.
+        Sample("forward", logits(4, 3, 4)),
+        Sample("inverse", logits(5, 3, 2), {"inverse": True, "tail_bound": 1.3}),
+        Sample("one bin, elementwise", logits(1, 6), {"elementwise": True}),
+        # Rows longer than a tile, samples of several pieces of work.
+        Sample("many bins", logits(19, 2, 613), {"tail_bound": 2.0}),
+        Sample("inverse of many samples", logits(8, 700, 3), {"inverse": True, "tail_bound": 2.0}),
+        Sample(
+            "no tails",
+            (
+                T((5, 3), map=lambda x: 0.5 * torch.sigmoid(x)),
+                T((5, 3, 4)),
+                T((5, 3, 4)),
+                T((5, 3, 5)),
+            ),
+            {"tails": None, "min_bin_width": 0.02, "min_bin_height": 0.05, "min_derivative": 0.1},
+        ),
+        Sample(
+            "zuko, wild logits",
+            logits(3, 3, 5, scale=10.0),
+            {"parameterisation": "zuko", "tail_bound": 1.5},
+        ),
+        Sample(
+            "freia, inverse",
+            logits(2, 2, 5, extra=1),
+            {"parameterisation": "freia", "inverse": True, "min_bin_width": 0.1},
+        ),
+        Sample("empty", logits(4, 0, 3)),
+    )
+
+
+def _bad_calls() -> tuple[BadCall, ...]:
+    x, w, d = torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 3)
+    full = torch.zeros(2, 3, 5)
+    calls: tuple[Any, ...] = (
+        ("integers", (x.long(), w, w, d), {}, TypeError,
+         "x must be float32"),
+        ("widths of other elements", (x, w[:1], w, d), {}, ValueError,
+         "widths must have shape"),
+        ("heights of another size", (x, w, full, d), {}, ValueError,
+         r"heights must have shape \(2, 3, 4\)"),
+        ("derivatives for no tails", (x, w, w, full), {}, ValueError,
+         r"derivatives must have shape \(2, 3, 3\)"),
+        ("derivatives for tails", (x, w, w, d), {"tails": None}, ValueError,
+         r"derivatives must have shape \(2, 3, 5\)"),
+        ("mixed dtypes", (x, w.double(), w, d), {}, TypeError,
+         "widths must have the dtype of x"),
+        ("mixed devices", (x, w, w.to("meta"), d), {}, ValueError,
+         "heights must be on cpu"),
+        ("no room for the bins", (x, w, w, d), {"min_bin_width": 0.3}, ValueError,
+         r"min_bin_width must be positive and at most 0.25"),
+        ("no least height", (x, w, w, d), {"min_bin_height": 0.0}, ValueError,
+         "min_bin_height must be positive"),
+        ("no least derivative", (x, w, w, d), {"min_derivative": 0.0}, ValueError,
+         "min_derivative must lie between"),
+        ("unknown tails", (x, w, w, d), {"tails": "circular"}, ValueError,
+         "tails must be 'linear' or None"),
+        ("zuko without tails", (x, w, w, full), {"tails": None, "parameterisation": "zuko"}, ValueError,
+         "tails must be 'linear' with"),
+        ("unknown parameterisation", (x, w, w, d), {"parameterisation": "nflow"}, ValueError,
+         "did you mean 'nflows'"),
+        ("negative bound", (x, w, w, d), {"tail_bound": -1.0}, ValueError,
+         "tail_bound must be finite and positive"),
+        ("outside the domain", (x - 0.5, w, w, full), {"tails": None}, ValueError,
+         r"x must lie in \[0.0, 1.0\] with tails=None"),
+    )  # fmt: skip
+    return tuple(BadCall(*call) for call in calls)
+
+
+def _row(shape: tuple[int, int], what: str, bins: int = 8) -> Row:
+    backward, inverse = what == "fwd+bwd", what == "inverse"
+
+    def make() -> dict[str, Callable[[], Any]]:
+        x, dy = 1.5 * torch.randn(2, *shape)
+        sizes = (bins, bins, bins - 1)
+        logits = [torch.randn(*shape, k).requires_grad_(backward) for k in sizes]
+        inputs = [x.requires_grad_(backward), *logits]
+        dlogdet = torch.randn(shape[0])
+
+        def run(f: Callable[[], Any]) -> Any:
+            return torch.autograd.grad(f(), inputs, (dy, dlogdet)) if backward else f()
+
+        kwargs: Any = {"inverse": inverse, "tail_bound": 3.0}
+        calls = {
+            "ours": lambda: run(lambda: rational_quadratic_spline(x, *logits, **kwargs)),
+            "eager": lambda: run(lambda: rational_quadratic_spline_reference(x, *logits, **kwargs)),
+        }
+        for peer, theirs in _peers().items():
+
+            def call(theirs: Callable[..., Any] = theirs) -> Any:
+                y, log = theirs(x, *logits, tails="linear", **kwargs)
+                return y, log.sum(1)
+
+            calls[peer] = functools.partial(run, call)
+        return calls
+
+    width = 3 * bins - 1
+    moved = width + 2 + (2 * width + 3 if backward else 0)
+    return Row(
+        f"rational_quadratic_spline {what}, K={bins}",
+        ",".join(map(str, shape)),
+        make,
+        bytes=moved * 4 * math.prod(shape),
+    )
+
+
+def _peers() -> dict[str, Callable[..., Any]]:
+    """The libraries' own functions, where they are installed."""
+    found: dict[str, Callable[..., Any]] = {}
+    try:
+        from nflows.transforms.splines import unconstrained_rational_quadratic_spline
+
+        found["nflows"] = unconstrained_rational_quadratic_spline
+    except ImportError:
+        pass
+    try:
+        from normflows.utils.splines import unconstrained_rational_quadratic_spline as other
+
+        found["normflows"] = other
+    except ImportError:
+        pass
+    return found
+
+
+def _rows() -> Sequence[Row]:
+    directions = ("fwd", "inverse", "fwd+bwd")
+    return [_row(shape, what) for shape in ((8192, 64), (512, 32)) for what in directions]
+
+
+register(
+    Op(
+        name="rational_quadratic_spline",
+        function=rational_quadratic_spline,
+        reference=rational_quadratic_spline_reference,
+        kernels=(_forward, _backward),
+        samples=_samples(),
+        bad_calls=_bad_calls(),
+        orders=1,
+        # Where a knot's rounding is divided by a narrow bin, some 1e-7 become this much in a gradient.
+        epsilon={
+            torch.float32: 2e-5,
+            torch.float64: 1e-12,
+            torch.bfloat16: 2e-5,
+            torch.float16: 2e-5,
+        },
+        rows=_rows,
+    )
+)
