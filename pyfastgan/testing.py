@@ -56,8 +56,11 @@ def derivatives(
     outputs = _tensors(call())
     if orders == 0 or not inputs:
         return list(outputs)
-    cotangents = tuple(_numbers(y, 1000 + k, dtype).requires_grad_() for k, y in enumerate(outputs))
-    first = torch.autograd.grad(outputs, inputs, cotangents, create_graph=orders > 1)
+    differentiable = tuple(y for y in outputs if y.requires_grad)
+    cotangents = tuple(
+        _numbers(y, 1000 + k, dtype).requires_grad_() for k, y in enumerate(differentiable)
+    )
+    first = torch.autograd.grad(differentiable, inputs, cotangents, create_graph=orders > 1)
     if orders == 1:
         return [*outputs, *first]
     seconds = tuple(_numbers(g, 2000 + k, dtype) for k, g in enumerate(first))
@@ -144,7 +147,8 @@ def _finite_difference_call(op: Op, sample: Sample, device: str) -> Any:
         def put(value: Any) -> Any:
             return next(new) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        return op.function(*map(put, args), **{k: put(v) for k, v in kwargs.items()})
+        positional = tuple(map(put, args))  # `*map(...)` would take its tensors after the keywords
+        return op.function(*positional, **{k: put(v) for k, v in kwargs.items()})
 
     return call, inputs
 
@@ -274,7 +278,7 @@ def check_backward_twice(op: Op, sample: Sample, device: str = "cpu") -> None:
         return
     for x in inputs:
         x.requires_grad_()
-    outputs = _tensors(op.function(*args, **kwargs))
+    outputs = tuple(y for y in _tensors(op.function(*args, **kwargs)) if y.requires_grad)
     ones = tuple(torch.ones((), device=device, dtype=y.dtype).expand(y.shape) for y in outputs)
     first = torch.autograd.grad(outputs, inputs, ones, retain_graph=True)
     second = torch.autograd.grad(outputs, inputs, ones)

@@ -5,6 +5,7 @@ the file's name.
 """
 
 from .bias_act import bias_act
+from .diffuse import diffuse
 from .random import random_normal, random_uniform, random_words
 
-__all__ = ["bias_act", "random_normal", "random_uniform", "random_words"]
+__all__ = ["bias_act", "diffuse", "random_normal", "random_uniform", "random_words"]

@@ -247,6 +247,43 @@ def check_counter(stream: int, sample_offset: int, samples: int) -> None:
         )
 
 
+def noise_source(
+    like: Tensor,
+    seed: int | Tensor | None,
+    stream: int,
+    sample_offset: int,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The noise of an op whose output is shaped as `like`: a given tensor, or else the seed to make it from.
+
+    Raises:
+        TypeError, ValueError: `noise` is not like `like`, or stands beside a seed or a generator; or
+            what `random_normal` refuses.
+    """
+    samples = like.size(0)
+    check_counter(stream, sample_offset, samples)
+    if noise is None:
+        return None, seed_tensor(seed, generator, like.device, samples)
+    if seed is not None or generator is not None:
+        raise ValueError("noise must be None when a seed or a generator is given, got both")
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor, got {type(noise).__name__}")
+    if noise.shape != like.shape or noise.device != like.device:
+        raise ValueError(
+            f"noise must have shape {tuple(like.shape)} on {like.device}, "
+            f"got {tuple(noise.shape)} on {noise.device}"
+        )
+    if noise.dtype != like.dtype:
+        raise TypeError(f"noise must be {like.dtype} like the output, got {noise.dtype}")
+    return noise, None
+
+
+def normals_like(x: Tensor, seed: Tensor, stream: int, sample_offset: int) -> Tensor:
+    """The noise that kernels make from these numbers, by the reference: shape, dtype and device of x."""
+    return _normal_kernel(seed, x.shape, stream, sample_offset, x.dtype)
+
+
 def _prepare(
     shape: Sequence[int],
     seed: int | Tensor | None,
