@@ -5,7 +5,8 @@ the file's name.
 """
 
 from .bias_act import bias_act
+from .denoise_step import denoise_step
 from .diffuse import diffuse
 from .random import random_normal, random_uniform, random_words
 
-__all__ = ["bias_act", "diffuse", "random_normal", "random_uniform", "random_words"]
+__all__ = ["bias_act", "denoise_step", "diffuse", "random_normal", "random_uniform", "random_words"]

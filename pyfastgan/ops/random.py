@@ -221,7 +221,11 @@ def seed_tensor(
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor or an int, got a tensor of {seed.dtype}")
         # "cuda" means the current one of the CUDA devices.
-        if device is not None and seed.device != torch.empty(0, device=device).device:
+        if (
+            device is not None
+            and seed.device != device
+            and seed.device != torch.empty(0, device=device).device
+        ):
             raise ValueError(f"seed must be on {device} like the output, got {seed.device}")
         if seed.dim() > 1 or (seed.dim() == 1 and seed.size(0) != samples):
             raise ValueError(
