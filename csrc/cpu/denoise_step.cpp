@@ -38,8 +38,8 @@ struct Settings {
     double clip;  // NaN if there is none
 };
 
-// z points to the noise of the element at `start`, and may be null.
-template <class T>
+// z points to the noise of the element at `start`, and may be null. kMore: there is more than x, predictions and y.
+template <bool kGuided, bool kMore, class T>
 PF_FN void run(const Tensors<T> p, const Settings& s, int64_t sample, int64_t start, int64_t n, const T* z) {
     using V = Pack<T>;
     using S = Scalar<V>;
@@ -52,19 +52,21 @@ PF_FN void run(const Tensors<T> p, const Settings& s, int64_t sample, int64_t st
         const int64_t k = start + j;
         const V x = take(p.x + k, part);
         V m = take(p.prediction + k, part);
-        if (p.unconditional) m = guided(m, take(p.unconditional + k, part), w);
+        if constexpr (kGuided) m = guided(m, take(p.unconditional + k, part), w);
         V x0 = predicted_x0(x, m, c);
         if (clips) x0 = bounded(x0, bound, scale);
         V y = c.state * x + c.x0 * x0 + c.prediction * m;
-        for (int h = 0; h < kMostHistory; ++h)
-            if (p.history[h]) y += c.history[h] * take(p.history[h] + k, part);
-        if (z) {
-            V deviation = splat<V>(c.noise);
-            if (p.variance) deviation = deviation * learned_deviation(take(p.variance + k, part), c);
-            y += deviation * take(z + j, part);
+        if constexpr (kMore) {
+            for (int h = 0; h < kMostHistory; ++h)
+                if (p.history[h]) y += c.history[h] * take(p.history[h] + k, part);
+            if (z) {
+                V deviation = splat<V>(c.noise);
+                if (p.variance) deviation = deviation * learned_deviation(take(p.variance + k, part), c);
+                y += deviation * take(z + j, part);
+            }
+            if (p.x0) put(p.x0 + k, x0, part);
         }
         put(p.y + k, y, part);
-        if (p.x0) put(p.x0 + k, x0, part);
     });
 }
 
@@ -114,9 +116,14 @@ static const char* denoise_step(const void* x, const void* prediction, const voi
             {static_cast<const T*>(history1), static_cast<const T*>(history2), static_cast<const T*>(history3)},
             static_cast<T*>(y),
             static_cast<T*>(x0)};
+        const bool more = noise || seeds || x0 || history1 || history2 || history3;
         const auto piece_of = [&](int64_t begin, int64_t end, const T* z) {
             each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
-                run<T>(p, s, sample, start, count, z ? z + (start - begin) : nullptr);
+                const T* normals = z ? z + (start - begin) : nullptr;
+                if (more && p.unconditional) return run<true, true>(p, s, sample, start, count, normals);
+                if (more) return run<false, true>(p, s, sample, start, count, normals);
+                if (p.unconditional) return run<true, false>(p, s, sample, start, count, normals);
+                run<false, false>(p, s, sample, start, count, normals);
             });
         };
         if (noise || seeds)

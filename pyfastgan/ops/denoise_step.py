@@ -18,7 +18,7 @@ al. 2022) the bound is the p-quantile s of |x0| over each sample, at least `clip
 Guidance is Ho & Salimans 2022: w = 1 is the conditional prediction.
 
     x, history, noise, prediction, unconditional, variance   (N, ...), two dimensions or more, any layout
-    coefficients   (11,) or (N, 11), float32 or float64, on x's device: no host sync, whatever they are
+    coefficients   (11,) or (N, 11), floating point, on x's device: no host sync, whatever they are
     guidance       a number, or a tensor of shape () or (N,)
 
 Computed in float32 (float64 for a float64 x) and rounded once. Where a gradient is asked for, the
@@ -29,7 +29,6 @@ dynamic threshold is a constant to it. Deterministic.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -248,8 +247,8 @@ _bound = Kernel(
 # output is empty unless x0 is wanted.
 _step = Kernel(
     "denoise_step(Tensor x, Tensor prediction, Tensor? unconditional, Tensor? guidance, Tensor? variance, "
-    "Tensor? history1, Tensor? history2, Tensor? history3, Tensor coefficients, Tensor? bound, float? clip, Tensor? noise, Tensor? seed, int stream, "
-    "SymInt sample_offset, bool return_x0) -> (Tensor y, Tensor x0)",
+    "Tensor? history1, Tensor? history2, Tensor? history3, Tensor coefficients, Tensor? bound, float? clip, "
+    "Tensor? noise, Tensor? seed, int stream, SymInt sample_offset, bool return_x0) -> (Tensor y, Tensor x0)",
     reference=_step_reference,
     fake=_step_fake,
     cpu=_step_cpu,
@@ -270,23 +269,18 @@ def _like(argument: str, t: object, x: Tensor) -> Tensor:
 
 
 def _check_coefficients(coefficients: object, x: Tensor) -> Tensor:
-    if not isinstance(coefficients, Tensor) or coefficients.dtype not in (
-        torch.float32,
-        torch.float64,
-    ):
-        got = (
-            coefficients.dtype if isinstance(coefficients, Tensor) else type(coefficients).__name__
-        )
-        raise TypeError(f"coefficients must be a float32 or float64 tensor, got {got}")
-    width = len(COEFFICIENTS)
-    if coefficients.shape != (width,) and coefficients.shape != (x.size(0), width):
+    check_float("coefficients", coefficients)
+    assert isinstance(coefficients, Tensor)
+    width, shape = len(COEFFICIENTS), coefficients.shape
+    if shape != (width,) and shape != (x.size(0), width):
         raise ValueError(
             f"coefficients must have shape ({width},) or ({x.size(0)}, {width}), a row or a row for each sample, "
-            f"got {tuple(coefficients.shape)}"
+            f"got {tuple(shape)}"
         )
     if coefficients.device != x.device:
         raise ValueError(f"coefficients must be on {x.device} like x, got {coefficients.device}")
-    return coefficients.to(computing_dtype(x))
+    wide = computing_dtype(x)
+    return coefficients if coefficients.dtype == wide else coefficients.to(wide)
 
 
 def _check_guidance(guidance: object, x: Tensor) -> Tensor:
@@ -346,7 +340,7 @@ def denoise_step(
     Args:
         x: (N, ...) the state.
         prediction: (N, ...) the network's output; another dtype than x's is converted.
-        coefficients: (11,) or (N, 11) float32 or float64, in the order of `COEFFICIENTS`.
+        coefficients: (11,) or (N, 11), floating point, in the order of `COEFFICIENTS`.
         seed: what the noise is made from, as in `random_normal`; drawn from torch's generator if None.
         stream: separates uses under one seed: the number of the step.
         sample_offset: the number of the first sample in the global batch.
@@ -484,8 +478,8 @@ def _bad_calls() -> tuple[BadCall, ...]:
         ("prediction elsewhere", (x, x.to("meta"), row), {}, ValueError, "prediction must have shape .* on cpu"),
         ("too few coefficients", (x, x, row[:9]), {}, ValueError, r"coefficients must have shape \(11,\) or"),
         ("rows for others", (x, x, row.expand(3, 11)), {}, ValueError, "coefficients must have shape"),
-        ("half coefficients", (x, x, row.bfloat16()), {}, TypeError, "coefficients must be a float32 or float64"),
-        ("a list", (x, x, [0.0] * 11), {}, TypeError, "coefficients must be a float32 .* got list"),
+        ("integer coefficients", (x, x, row.int()), {}, TypeError, "coefficients must be float32"),
+        ("a list", (x, x, [0.0] * 11), {}, TypeError, "coefficients must be a tensor, got list"),
         ("guidance alone", (x, x, row), {"guidance": 2.0}, ValueError, "unconditional must be given with guidance"),
         ("no guidance", (x, x, row), {"unconditional": x}, ValueError, "guidance must be given with unconditional"),
         ("guidance text", (x, x, row), {"unconditional": x, "guidance": "2"}, TypeError, "guidance must be a tensor"),
