@@ -103,8 +103,10 @@ PF_FN VlbTerm<V> discretised(V x, V mean, V log_variance, Scalar<V> half) {
     const V sum = one + s * (h2 * S(1.0 / 6) + s * (h4 * S(1.0 / 120) + s * h6 * S(1.0 / 5040)));
     const V sum_u = u * s * (splat<V>(S(1.0 / 3)) + s * (h3 * S(1.0 / 30) + s * h5 * S(1.0 / 840)));
     const V sum_d = d * (h2 * S(1.0 / 3) + s * (h4 * S(1.0 / 30) + s * h6 * S(1.0 / 840)));
+    // Where the series' remainder and the cancellation of the difference are both below the type's precision.
+    constexpr S kNarrow = sizeof(S) == 8 ? S(0.01) : S(0.25);
     const V width = select(d > S(0), d, one);
-    const auto narrow = d * (one + absolute(u)) < select(highest, zero, select(lowest, zero, splat<V>(S(0.25))));
+    const auto narrow = d * (one + absolute(u)) < select(highest, zero, select(lowest, zero, splat<V>(kNarrow)));
     log_p = select(narrow, log_positive(S(2 * kInvSqrt2Pi) * d * sum) - S(0.5) * m, log_p);
     by_u = select(narrow, sum_u / sum - u, by_u);
     by_d = select(narrow, one / width + sum_d / sum, by_d);
