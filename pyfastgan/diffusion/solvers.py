@@ -40,7 +40,8 @@ class DPMSolverPP(Sampler):
         stochastic: the stochastic differential equation's solver, multistep only.
         third: "exact" integrates the quadratic through three predictions, and begins with a
             third-order start of two more calls in each of the first two steps; "compat" has the coefficients of
-            the published libraries, where half of the quadratic term is missing: second order.
+            `diffusers`, where half of the quadratic term is missing, so that its order is 2, and where the stochastic
+            solver's has 1/2 of the wrong sign, so that it does not get better with smaller steps.
         solver: "midpoint" or "heun", the second-order formula (the same order).
         lower_order_final: whether fewer than 15 steps end with lower orders, as in the published
             libraries; not with an exact third order. A step that ends at data is of first order in any case.
@@ -121,7 +122,8 @@ class DPMSolverPP(Sampler):
             r1 = (log_ratio[k - 1] - log_ratio[k - 2]) / h
             earlier = torch.tensor([0.0, 1.0, -1.0], dtype=h.dtype) / r1
             curve = (slope - earlier) / (r0 + r1)
-            weights += p[1] * (slope + r0 * curve) + (p[2] if self.exact else 0.5 * p[2]) * curve
+            bend = p[2] if self.exact else 0.5 * p[2] - self.stochastic
+            weights += p[1] * (slope + r0 * curve) + bend * curve
         row |= {"x0": next_alpha * weights[0], "history1": next_alpha * weights[1]}
         return row | {"history2": next_alpha * weights[2]}
 
