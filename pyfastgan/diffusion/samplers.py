@@ -82,7 +82,11 @@ class Sampler:
         check_choice("prediction", self.prediction, PREDICTIONS)
         if self.prediction == "edm" and schedule.path != "ve":
             raise ValueError(f"prediction 'edm' needs a ve schedule, got {schedule.path!r}")
-        self.bounds = {"clip": clip, "quantile": quantile, "quantile_limit": quantile_limit}
+        self.bounds: dict[str, Any] = {
+            "clip": clip,
+            "quantile": quantile,
+            "quantile_limit": quantile_limit,
+        }
         self.grid = schedule.grid(timesteps, final)
         # Levels between those of the grid, for samplers that look there, come behind them.
         self.alphas, self.sigmas = list(self.grid.alpha), list(self.grid.sigma)
@@ -156,7 +160,7 @@ class Sampler:
     ) -> Tensor:
         """The update of stage `k`; `kept` holds what stages hand on, and starts empty."""
         stage = self.stages[k]
-        history = {f"history{n + 1}": kept[name] for n, name in enumerate(stage.history)}
+        options |= {f"history{n + 1}": kept[name] for n, name in enumerate(stage.history)}
         if stage.noise:
             options |= {"stream": options.get("stream", 0) + k + 1, "add_noise": True}
         else:
@@ -169,7 +173,6 @@ class Sampler:
             self.tables(x)[0][k],
             seed,
             return_x0="x0" in stage.keep,
-            **history,
             **self.bounds,
             **options,
         )
@@ -376,9 +379,7 @@ class Euler(Sampler):
         return [Stage(k, straight(a[k], s[k], a[k + 1], s[k + 1])) for k in range(self.steps)]
 
 
-def _heun(
-    level: int, next_level: int, a: Sequence[Tensor], r: Sequence[Tensor], goal: int
-) -> list[Stage]:
+def _heun(level: int, goal: int, a: tuple[Tensor, Tensor], r: tuple[Tensor, Tensor]) -> list[Stage]:
     """Euler's step to `goal`, then the mean of the slopes at both ends; only the first where `goal` is data.
 
     `level` names the network's place, whose alpha and ratio stand at a[0] and r[0].
@@ -402,7 +403,7 @@ class Heun(Sampler):
 
     def make_stages(self, grid: Grid) -> list[Stage]:
         a, r = grid.alpha, grid.ratio
-        pairs = (_heun(k, k + 1, a[k : k + 2], r[k : k + 2], k + 1) for k in range(self.steps))
+        pairs = (_heun(k, k + 1, (a[k], a[k + 1]), (r[k], r[k + 1])) for k in range(self.steps))
         return [stage for pair in pairs for stage in pair]
 
 
@@ -445,7 +446,7 @@ class EDM(Sampler):
         one = torch.ones_like(r[0])
         for k in range(self.steps):
             level = k if raised[k] is r[k] or bool(raised[k] == r[k]) else self.add_level(raised[k])
-            stages += _heun(level, k + 1, (one, one), (raised[k], r[k + 1]), k + 1)
+            stages += _heun(level, k + 1, (one, one), (raised[k], r[k + 1]))
             if k + 1 < self.steps and bool(raised[k + 1] > r[k + 1]):
                 # The noise before the next step comes in the same pass.
                 extra = (raised[k + 1] ** 2 - r[k + 1] ** 2) ** 0.5

@@ -23,6 +23,7 @@ from torch import Tensor
 from pyfastgan._names import check_choice, nearest
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.ops import diffuse, gaussian_vlb
+from pyfastgan.ops.diffuse import computing_dtype
 from pyfastgan.ops.gaussian_vlb import COEFFICIENTS as VLB_COEFFICIENTS
 
 PATHS = ("vp", "ve", "flow")
@@ -250,15 +251,17 @@ class NoiseSchedule:
             )
         return cls("vp", alpha_squared, 1 - alpha_squared, prediction=known[name])
 
-    def coefficients(self, level: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma in float32 (N,) for levels (N,), on their device.
+    def coefficients(
+        self, level: Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """alpha and sigma (N,) for levels (N,), on their device.
 
         Raises:
             TypeError, ValueError: `level` is no int64 tensor (N,), or lies outside of the schedule
                 (on a GPU, where a look would wait for the device, torch's indexing says so).
         """
         self._check_level(level)
-        table = torch.stack((self.alpha, self.sigma)).float().to(level.device)
+        table = torch.stack((self.alpha, self.sigma)).to(dtype=dtype, device=level.device)
         alpha, sigma = table[:, level]
         return alpha, sigma
 
@@ -276,14 +279,20 @@ class NoiseSchedule:
         self, x0: Tensor, level: Tensor, seed: int | Tensor | None = None, **options: Any
     ) -> Any:
         """x_t and the noise at levels (N,): `pyfastgan.ops.diffuse` with this schedule's coefficients."""
-        return diffuse(x0, *self.coefficients(level), seed, **options)
+        return diffuse(x0, *self.coefficients(level, computing_dtype(x0)), seed, **options)
 
-    def vlb_coefficients(self, level: Tensor, prediction: str | None = None) -> Tensor:
+    def vlb_coefficients(
+        self,
+        level: Tensor,
+        prediction: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
         """Rows (N, 8) for `pyfastgan.ops.gaussian_vlb`, at each level the term of the step down from it: the
         discretised likelihood at level 0. The model's variance lies between the posterior's and beta, in logarithms
         (Nichol & Dhariwal 2021, equation 15); without one it is beta."""
         self._check_level(level)
-        return self._vlb_table(prediction or self.prediction).float().to(level.device)[level]
+        table = self._vlb_table(prediction or self.prediction)
+        return table.to(dtype=dtype, device=level.device)[level]
 
     def _vlb_table(self, prediction: str) -> Tensor:
         grid = self.grid()
@@ -316,7 +325,8 @@ class NoiseSchedule:
         **options: Any,
     ) -> Tensor:
         """`pyfastgan.ops.gaussian_vlb` with this schedule's rows: nats (N,)."""
-        return gaussian_vlb(x0, x_t, prediction, variance, self.vlb_coefficients(level), **options)
+        rows = self.vlb_coefficients(level, dtype=computing_dtype(x0))
+        return gaussian_vlb(x0, x_t, prediction, variance, rows, **options)
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, 1)) at the last level, in nats (N,), of the vp path."""

@@ -12,6 +12,7 @@ each method, with the integrals phi_k of t^k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class DPMSolverPP(Sampler):
             r1 = (log_ratio[k - 1] - log_ratio[k - 2]) / h
             earlier = torch.tensor([0.0, 1.0, -1.0], dtype=h.dtype) / r1
             curve = (slope - earlier) / (r0 + r1)
-            bend = p[2] if self.exact else 0.5 * p[2] - self.stochastic
+            bend = p[2] if self.exact else 0.5 * p[2] - float(self.stochastic)
             weights += p[1] * (slope + r0 * curve) + bend * curve
         row |= {"x0": next_alpha * weights[0], "history1": next_alpha * weights[1]}
         return row | {"history2": next_alpha * weights[2]}
@@ -322,7 +323,7 @@ class FlowMatching(Sampler):
         level: int,
         v: Number,
         state: Number = 1.0,
-        history: dict[str, Number] | None = None,
+        history: Mapping[str, Number] | None = None,
         keep: dict[str, str] | None = None,
     ) -> Stage:
         history = history or {}

@@ -129,7 +129,7 @@ def _step_reference(
     x0 = x0_state * x + x0_prediction * m
     if clip is not None and bound is None:
         x0 = torch.where(x0.abs() > clip, x0.clamp(-clip, clip), x0)
-    elif clip is not None:
+    elif clip is not None and bound is not None:
         limit = column(bound, x)
         x0 = torch.where(x0.abs() > limit, limit * x0.sign(), x0) * (clip / limit)
     y = state * x + by_x0 * x0 + by_prediction * m
@@ -530,9 +530,9 @@ def denoise_step_reference(
     if quantile is not None:
         assert clip is not None
         most = math.inf if quantile_limit is None else quantile_limit
-        tensors = (x, prediction, unconditional, scale, row)
-        detached = (None if t is None else t.detach() for t in tensors)
-        bound = _bound_reference(*detached, quantile, clip, most)  # type: ignore[arg-type]
+        with torch.no_grad():
+            at = x.detach(), prediction.detach()
+            bound = _bound_reference(*at, unconditional, scale, row, quantile, clip, most)
     y, x0 = _step_reference(
         x,
         prediction,
@@ -585,7 +585,7 @@ def _ddpm_row() -> Row:
             from diffusers import DDPMScheduler
         except ImportError:
             return calls
-        scheduler = DDPMScheduler(1000)
+        scheduler: Any = DDPMScheduler(1000)
         scheduler.set_timesteps(1000)
         return calls | {"diffusers": lambda: scheduler.step(eps, 500, x)}
 
@@ -625,7 +625,7 @@ def _ddim_row(with_guidance: bool) -> Row:
             from diffusers import DDIMScheduler
         except ImportError:
             return calls
-        scheduler = DDIMScheduler(1000)
+        scheduler: Any = DDIMScheduler(1000)
         scheduler.set_timesteps(50)
 
         def diffusers() -> Any:

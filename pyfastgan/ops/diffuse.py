@@ -149,8 +149,8 @@ def _backward_reference(
     if not want_coefficients:
         return dx0, alpha.new_empty(0), alpha.new_empty(0)
     assert z is not None
-    sums = [(dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z)]
-    return dx0, *sums
+    by_x0, by_noise = ((dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z))
+    return dx0, by_x0, by_noise
 
 
 def _backward_fake(

@@ -1,4 +1,4 @@
-"""The same numbers as the schedulers of `diffusers`, from their own configurations, step by step with the noise given."""
+"""The same numbers as the schedulers of `diffusers`, step by step from their configurations, with the noise given."""
 
 import diffusers.schedulers.scheduling_ddim as their_ddim
 import diffusers.schedulers.scheduling_ddpm as their_ddpm
