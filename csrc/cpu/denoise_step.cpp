@@ -6,7 +6,6 @@
 #include <limits>
 #include <vector>
 
-#include "noise.h"
 #include "segments.h"
 
 #include "../export.h"
@@ -118,7 +117,7 @@ static const char* denoise_step(const void* x, const void* prediction, const voi
             static_cast<T*>(x0)};
         const bool more = noise || seeds || x0 || history1 || history2 || history3;
         const auto piece_of = [&](int64_t begin, int64_t end, const T* z) {
-            each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
+            parts_of_samples(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
                 const T* normals = z ? z + (start - begin) : nullptr;
                 if (more && p.unconditional) return run<true, true>(p, s, sample, start, count, normals);
                 if (more) return run<false, true>(p, s, sample, start, count, normals);

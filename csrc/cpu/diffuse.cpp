@@ -2,7 +2,6 @@
 //
 // Floor, n elements of s bytes: forward 2 n s over the copy bandwidth, 3 n s where the noise is kept; backward as much.
 // Making the noise costs several times that (random.cpp).
-#include "noise.h"
 #include "segments.h"
 
 #include "../export.h"
@@ -21,7 +20,7 @@ static const char* diffuse(const void* x0, const void* alpha, const void* sigma,
         using T = decltype(t);
         using S = Scalar<Pack<T>>;
         const auto run = [&](int64_t, int64_t begin, int64_t end, const T* z) {
-            each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
+            parts_of_samples(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
                 const S a = static_cast<const S*>(alpha)[sample], s = static_cast<const S*>(sigma)[sample];
                 const T *from = static_cast<const T*>(x0) + start, *normal = z + (start - begin);
                 T* to = static_cast<T*>(y) + start;
@@ -52,7 +51,7 @@ static const char* diffuse_backward(const void* dy, const void* x0, const void* 
         const int64_t pieces = some ? noisy_pieces(n) : 0;
         SampleSums with_x0(dalpha ? pieces : 0, samples), with_noise(dsigma ? pieces : 0, samples);
         const auto run = [&](int64_t piece, int64_t begin, int64_t end, const T* z) {
-            each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
+            parts_of_samples(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
                 const S a = static_cast<const S*>(alpha)[sample];
                 const T *g = static_cast<const T*>(dy) + start, *x = static_cast<const T*>(x0) + start;
                 V by_x0 = splat<V>(0), by_noise = splat<V>(0);
@@ -69,7 +68,7 @@ static const char* diffuse_backward(const void* dy, const void* x0, const void* 
         // Where no noise is asked for, anything stands in for it.
         const void* given = noise || dsigma ? noise : dy;
         if (some) with_normals(n, static_cast<const T*>(given), static_cast<T*>(nullptr), threads, run);
-        const auto start = [&](int64_t piece) { return step_start(n, piece * kNoisySteps); };
+        const auto start = [&](int64_t piece) { return noisy_start(n, piece); };
         if (dalpha) with_x0.finish(elements, start, static_cast<S*>(dalpha));
         if (dsigma) with_noise.finish(elements, start, static_cast<S*>(dsigma));
         return nullptr;

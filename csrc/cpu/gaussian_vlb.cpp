@@ -3,7 +3,6 @@
 // Floor, n elements of s bytes: forward 4 n s over the copy bandwidth (x0, x_t, prediction, variance), backward 4 n s
 // and n s for each gradient; an exponential an element.
 #include "segments.h"
-#include "threads.h"
 
 #include "../export.h"
 #include "../math/denoise.h"
@@ -85,7 +84,7 @@ static const char* gaussian_vlb(const void* x0, const void* state, const void* p
         SampleSums sums(pieces, samples);
         parallel_for(pieces, threads, size < kSmall, [&](int64_t piece) {
             const int64_t begin = piece * kPiece, end = begin + kPiece < size ? begin + kPiece : size;
-            each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
+            parts_of_samples(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
                 const Row<S> row(coefficients, row_stride, sample, half, clip);
                 V total = splat<V>(0);
                 each_pack<T>(count, [&](int64_t k, auto part) {
@@ -115,7 +114,7 @@ static const char* gaussian_vlb_backward(const void* dnll, const void* x0, const
                            static_cast<const T*>(variance)};
         parallel_for(pieces, threads, size < kSmall, [&](int64_t piece) {
             const int64_t begin = piece * kPiece, end = begin + kPiece < size ? begin + kPiece : size;
-            each_sample(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
+            parts_of_samples(begin, end, elements, [&](int64_t sample, int64_t start, int64_t count) {
                 const Row<S> row(coefficients, row_stride, sample, half, clip);
                 const auto& c = row.c;
                 const S g = static_cast<const S*>(dnll)[sample];

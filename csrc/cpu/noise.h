@@ -1,22 +1,21 @@
-// Counter-based noise inside a kernel. Element j of a sample is lane j % 4 of block j / 4; the counter is (block, block
-// high, sample, stream). A step makes the blocks of kLanes consecutive (sample, block) pairs, all samples in a row.
+// Counter-based noise in any order and amount: element j of a sample is lane j % 4 of block j / 4; the counter is
+// (block, block high, sample, stream), the key the seed. A step makes the blocks of kLanes consecutive (sample, block)
+// pairs. Kernels that consume noise make it in pieces that stay in the nearest cache, and make it again in a backward.
 #pragma once
 
 #include "types.h"
-#include "threads.h"
 
 #include "../math/normal.h"
 #include "../math/philox.h"
 
 namespace PF_NAMESPACE {
-namespace {
 
 enum Kind { kUniform, kNormal };
 
 struct Noise {
     int64_t samples, elements;  // of a sample
     const int64_t* seeds;
-    bool per_sample;  // a seed for each sample
+    bool per_sample;            // a seed for each sample
     uint32_t stream, sample_offset;
     int64_t blocks() const { return (elements + 3) / 4; }
 };
@@ -135,19 +134,20 @@ struct Maker<K, double> {
     }
 };
 
-// Steps [first, last), the first element of which goes to out[0]: elements lie as in a contiguous tensor.
+// The noise of the (sample, block) pairs from `begin` to `end`, pairs counted sample by sample; `out` is where the
+// first element of the first pair stands.
 template <class M>
-PF_FN void fill_steps(const Noise& n, int64_t first, int64_t last, typename M::Out* out) {
+void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* out) {
     using T = typename M::Out;
     const int64_t blocks = n.blocks();
-    int64_t sample = first * kLanes / blocks, block = first * kLanes % blocks;
-    const int64_t origin = sample * n.elements + 4 * block;
+    int64_t sample = begin / blocks, block = begin % blocks;
+    const int64_t base = sample * n.elements + 4 * block;
     int64_t keyed = -1;  // the sample whose seed the keys hold; 0 where all share one
     Keys keys;
     vword counter[2][4];
     vuint words[4];
     T buffer[4 * kLanes];
-    for (int64_t step = first; step < last; ++step) {
+    for (int64_t pair = begin; pair < end; pair += kLanes) {
         const bool together = block + kLanes <= blocks && (block & 0xffffffff) + kLanes <= 0x100000000;
         if (together || !n.per_sample) {
             const int64_t wanted = n.per_sample ? sample : 0;
@@ -161,8 +161,8 @@ PF_FN void fill_steps(const Noise& n, int64_t first, int64_t last, typename M::O
         else
             mixed(n, sample, block, counter, keys);
         make_words(counter, keys, words);
-        if (together && 4 * (block + kLanes) <= n.elements) {
-            M::make(words, out + (sample * n.elements + 4 * block - origin));
+        if (together && pair + kLanes <= end && 4 * (block + kLanes) <= n.elements) {
+            M::make(words, out + (sample * n.elements + 4 * block - base));
             block += kLanes;
             if (block == blocks) {
                 block = 0;
@@ -171,9 +171,9 @@ PF_FN void fill_steps(const Noise& n, int64_t first, int64_t last, typename M::O
             continue;
         }
         M::make(words, buffer);
-        for (int lane = 0; lane < kLanes && sample < n.samples; ++lane) {
+        for (int lane = 0; lane < kLanes && pair + lane < end; ++lane) {
             const int64_t left = n.elements - 4 * block;
-            memcpy(out + (sample * n.elements + 4 * block - origin), buffer + 4 * lane,
+            memcpy(out + (sample * n.elements + 4 * block - base), buffer + 4 * lane,
                    static_cast<std::size_t>(left < 4 ? left : 4) * sizeof(T));
             if (++block == blocks) {
                 block = 0;
@@ -183,35 +183,4 @@ PF_FN void fill_steps(const Noise& n, int64_t first, int64_t last, typename M::O
     }
 }
 
-// Where a step's first element lies; the end of the tensor for the step past the last.
-PF_FN int64_t step_start(const Noise& n, int64_t step) {
-    const int64_t sample = step * kLanes / n.blocks(), block = step * kLanes % n.blocks();
-    return sample < n.samples ? sample * n.elements + 4 * block : n.samples * n.elements;
-}
-
-constexpr int64_t kNoisySteps = 32;  // of a piece, whose noise stays in the first cache
-
-inline int64_t noisy_pieces(const Noise& n) {
-    const int64_t steps = (n.samples * n.blocks() + kLanes - 1) / kLanes;
-    return (steps + kNoisySteps - 1) / kNoisySteps;
-}
-
-// Calls f(piece, begin, end, z) for fixed pieces of the elements [0, samples * elements), with z the normals of the
-// elements from begin on: those that are given, or new ones, which go to `kept` unless that is null.
-template <class T, class F>
-void with_normals(const Noise& n, const T* given, T* kept, int threads, F f) {
-    constexpr int64_t kFewElements = 4096;  // below it a second thread costs more than it gives
-    const int64_t steps = (n.samples * n.blocks() + kLanes - 1) / kLanes;
-    parallel_for(noisy_pieces(n), threads, n.samples * n.elements < kFewElements, [&](int64_t piece) {
-        const int64_t first = piece * kNoisySteps, last = first + kNoisySteps < steps ? first + kNoisySteps : steps;
-        const int64_t begin = step_start(n, first), end = step_start(n, last);
-        if (given) return f(piece, begin, end, given + begin);
-        T buffer[kNoisySteps * 4 * kLanes];
-        T* z = kept ? kept + begin : buffer;
-        fill_steps<Maker<kNormal, T>>(n, first, last, z);
-        f(piece, begin, end, static_cast<const T*>(z));
-    });
-}
-
-}  // namespace
 }  // namespace PF_NAMESPACE

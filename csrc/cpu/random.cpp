@@ -1,14 +1,15 @@
-// Counter-based random words, uniform and normal numbers, made in the steps of noise.h.
+// Counter-based random words, uniform and normal numbers (noise.h).
 //
 // Floor: 4 bytes written an element; about 4 vector operations a normal, half of them Philox.
 #include "noise.h"
+#include "threads.h"
 
 #include "../export.h"
 
 namespace PF_NAMESPACE {
 namespace {
 
-constexpr int64_t kStepsPerPiece = 64;
+constexpr int64_t kPairsPerPiece = 64 * kLanes;
 constexpr int64_t kSmall = 4096;  // elements below which a second thread costs more than it gives
 
 struct WordMaker {
@@ -21,12 +22,12 @@ struct WordMaker {
 
 template <class M>
 void fill(const Noise& n, typename M::Out* out, int threads) {
-    const int64_t steps = (n.samples * n.blocks() + kLanes - 1) / kLanes;
-    const int64_t pieces = (steps + kStepsPerPiece - 1) / kStepsPerPiece;
+    const int64_t blocks = n.blocks(), total = n.samples * blocks;
+    const int64_t pieces = (total + kPairsPerPiece - 1) / kPairsPerPiece;
     parallel_for(pieces, threads, n.samples * n.elements < kSmall, [&](int64_t piece) {
-        const int64_t first = piece * kStepsPerPiece;
-        const int64_t last = piece + 1 == pieces ? steps : first + kStepsPerPiece;
-        fill_steps<M>(n, first, last, out + step_start(n, first));
+        const int64_t begin = piece * kPairsPerPiece;
+        const int64_t end = begin + kPairsPerPiece < total ? begin + kPairsPerPiece : total;
+        fill_blocks<M>(n, begin, end, out + begin / blocks * n.elements + begin % blocks * 4);
     });
 }
 

@@ -1,17 +1,18 @@
-// Elementwise loops over samples that have coefficients of their own, and sums over each sample.
+// Elementwise loops over samples that have coefficients of their own, with noise or without, and sums over each sample.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
-#include "types.h"
+#include "noise.h"
+#include "threads.h"
 
 namespace PF_NAMESPACE {
 namespace {
 
 // f(sample, begin, count) for each sample's part of the elements [begin, end).
 template <class F>
-PF_FN void each_sample(int64_t begin, int64_t end, int64_t elements, F f) {
+PF_FN void parts_of_samples(int64_t begin, int64_t end, int64_t elements, F f) {
     for (int64_t sample = begin / elements; begin < end; ++sample) {
         const int64_t stop = (sample + 1) * elements < end ? (sample + 1) * elements : end;
         f(sample, begin, stop - begin);
@@ -94,6 +95,33 @@ private:
     int64_t pieces_, samples_;
     std::unique_ptr<double[]> parts_;
 };
+
+constexpr int64_t kNoisyPairs = 32 * kLanes;  // blocks of noise of a piece, which stay in the nearest cache
+
+inline int64_t noisy_pieces(const Noise& n) { return (n.samples * n.blocks() + kNoisyPairs - 1) / kNoisyPairs; }
+
+// The first element of a piece, or the end of the tensor.
+inline int64_t noisy_start(const Noise& n, int64_t piece) {
+    const int64_t sample = piece * kNoisyPairs / n.blocks(), block = piece * kNoisyPairs % n.blocks();
+    return sample < n.samples ? sample * n.elements + 4 * block : n.samples * n.elements;
+}
+
+// Calls f(piece, begin, end, z) for fixed pieces of the elements [0, samples * elements), with z the normals of the
+// elements from begin on: those that are given, or new ones, which go to `kept` unless that is null.
+template <class T, class F>
+void with_normals(const Noise& n, const T* given, T* kept, int threads, F f) {
+    constexpr int64_t kFewElements = 4096;  // below it a second thread costs more than it gives
+    const int64_t pairs = n.samples * n.blocks();
+    parallel_for(noisy_pieces(n), threads, n.samples * n.elements < kFewElements, [&](int64_t piece) {
+        const int64_t begin = noisy_start(n, piece), end = noisy_start(n, piece + 1);
+        if (given) return f(piece, begin, end, given + begin);
+        T buffer[4 * kNoisyPairs];
+        T* z = kept ? kept + begin : buffer;
+        const int64_t first = piece * kNoisyPairs;
+        fill_blocks<Maker<kNormal, T>>(n, first, first + kNoisyPairs < pairs ? first + kNoisyPairs : pairs, z);
+        f(piece, begin, end, static_cast<const T*>(z));
+    });
+}
 
 }  // namespace
 }  // namespace PF_NAMESPACE

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyfastgan._names import check_choice, nearest
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.ops import diffuse, gaussian_vlb
-from pyfastgan.ops.diffuse import computing_dtype
+from pyfastgan.ops._common import accumulation
 from pyfastgan.ops.gaussian_vlb import COEFFICIENTS as VLB_COEFFICIENTS
 
 PATHS = ("vp", "ve", "flow")
@@ -279,7 +279,7 @@ class NoiseSchedule:
         self, x0: Tensor, level: Tensor, seed: int | Tensor | None = None, **options: Any
     ) -> Any:
         """x_t and the noise at levels (N,): `pyfastgan.ops.diffuse` with this schedule's coefficients."""
-        return diffuse(x0, *self.coefficients(level, computing_dtype(x0)), seed, **options)
+        return diffuse(x0, *self.coefficients(level, accumulation(x0.dtype)), seed, **options)
 
     def vlb_coefficients(
         self,
@@ -325,7 +325,7 @@ class NoiseSchedule:
         **options: Any,
     ) -> Tensor:
         """`pyfastgan.ops.gaussian_vlb` with this schedule's rows: nats (N,)."""
-        rows = self.vlb_coefficients(level, dtype=computing_dtype(x0))
+        rows = self.vlb_coefficients(level, dtype=accumulation(x0.dtype))
         return gaussian_vlb(x0, x_t, prediction, variance, rows, **options)
 
     def prior_kl(self, x0: Tensor) -> Tensor:

@@ -17,25 +17,10 @@ from . import _backends
 
 _LIBRARY = torch.library.Library("pyfastgan", "DEF")
 
+# The types of arguments that torch would do nothing about.
+_PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-# Whose calls need no dispatcher; it sees to tensors of other classes, and to lists of tensors.
-_PLAIN = frozenset(
-    (torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, torch.dtype)
-)
-
-
-def _watched(args: tuple[Any, ...]) -> bool:
-    """Whether anything but an implementation has to see a call: a compiler, a mode, `torch.func`, a profiler, or the
-    class of an argument."""
-    return (
-        torch.compiler.is_compiling()
-        or not _PLAIN.issuperset(map(type, args))
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd._profiler_enabled()
-    )
 
 
 class Kernel:
@@ -74,8 +59,17 @@ class Kernel:
         self.op = getattr(torch.ops.pyfastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        # torch's dispatcher costs as much as a small kernel. It is for those who trace, transform or watch calls.
-        return self.op(*args) if _watched(args) else self._dispatch(*args)
+        # torch's dispatcher costs as much as a small kernel. It is passed by where nothing would see it: no
+        # tracing, no mode, no transform, no profiler, no subclass of Tensor.
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch.autograd._profiler_enabled()
+            or not _PLAIN.issuperset(map(type, args))
+        ):
+            return self.op(*args)
+        return self._dispatch(*args)
 
     def backends(self) -> tuple[str, ...]:
         """The backends that are written for this kernel."""

@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, check_float, forward_mode, needs_grad
+from ._common import TYPE_NUMBER, accumulation, check_float, forward_mode, needs_grad
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
-from .diffuse import check_batch, column, computing_dtype, noise_arguments
-from .random import noise_source, normals_like
+from .diffuse import check_batch, column, normals_like
+from .random import noise_arguments, noise_seed
 
 # The order of csrc/math/denoise.h.
 COEFFICIENTS = (
@@ -57,7 +57,7 @@ COEFFICIENTS = (
 
 
 def _wide(*tensors: Tensor | None) -> list[Any]:
-    return [None if t is None else t.to(computing_dtype(t)) for t in tensors]
+    return [None if t is None else t.to(accumulation(t.dtype)) for t in tensors]
 
 
 def _columns(coefficients: Tensor, x: Tensor) -> list[Tensor]:
@@ -145,7 +145,7 @@ def _step_reference(
 
 
 def _bound_fake(x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.size(0), dtype=computing_dtype(x))
+    return x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
 def _step_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -214,11 +214,12 @@ def _step_cpu(
         None if t is None else t.contiguous()
         for t in (
             *(x, prediction, unconditional, guidance, variance),
-            *(history1, history2, history3, coefficients, bound, noise, seed),
+            *(history1, history2, history3, coefficients, bound, noise),
         )
     ]
     addresses = [None if t is None else t.data_ptr() for t in inputs]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
     x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
     _backends.native("_cpu").denoise_step(
         *addresses[:4],
@@ -230,7 +231,8 @@ def _step_cpu(
         addresses[10],
         y.data_ptr(),
         x0.data_ptr() if return_x0 else None,
-        *noise_arguments(x, noise, inputs[11], stream, sample_offset),
+        TYPE_NUMBER[x.dtype],
+        *counter,
         torch.get_num_threads(),
     )
     return y, x0
@@ -279,13 +281,13 @@ def _check_coefficients(coefficients: object, x: Tensor) -> Tensor:
         )
     if coefficients.device != x.device:
         raise ValueError(f"coefficients must be on {x.device} like x, got {coefficients.device}")
-    wide = computing_dtype(x)
+    wide = accumulation(x.dtype)
     return coefficients if coefficients.dtype == wide else coefficients.to(wide)
 
 
 def _check_guidance(guidance: object, x: Tensor) -> Tensor:
     if isinstance(guidance, int | float) and not isinstance(guidance, bool):
-        return torch.full((), guidance, dtype=computing_dtype(x), device=x.device)
+        return torch.full((), guidance, dtype=accumulation(x.dtype), device=x.device)
     check_float("guidance", guidance)
     assert isinstance(guidance, Tensor)
     if guidance.dim() and guidance.shape != x.shape[:1]:
@@ -294,7 +296,7 @@ def _check_guidance(guidance: object, x: Tensor) -> Tensor:
         )
     if guidance.device != x.device:
         raise ValueError(f"guidance must be on {x.device} like x, got {guidance.device}")
-    return guidance.to(computing_dtype(x)).contiguous()
+    return guidance.to(accumulation(x.dtype)).contiguous()
 
 
 def _check_bounds(clip: float | None, quantile: float | None, limit: float | None) -> None:
@@ -384,7 +386,7 @@ def denoise_step(
         _check_bounds(clip, quantile, quantile_limit)
     key = None
     if add_noise:
-        noise, key = noise_source(x, seed, stream, sample_offset, generator, noise)
+        key = noise_seed(x, noise, seed, stream, sample_offset, generator)
     elif seed is not None or noise is not None or generator is not None:
         raise ValueError(
             "add_noise must be True where seed, noise or generator is given, got False"
@@ -523,9 +525,9 @@ def denoise_step_reference(
     """The definition in plain PyTorch, differentiable by autograd any number of times."""
     key = None
     if add_noise:
-        noise, key = noise_source(x, seed, stream, sample_offset, generator, noise)
+        key = noise_seed(x, noise, seed, stream, sample_offset, generator)
     scale = None if guidance is None else _check_guidance(guidance, x)
-    row = coefficients.to(computing_dtype(x))
+    row = coefficients.to(accumulation(x.dtype))
     bound = None
     if quantile is not None:
         assert clip is not None

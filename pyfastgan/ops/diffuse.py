@@ -27,13 +27,22 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, apply, check_float, forward_mode, needs_grad
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    address,
+    apply,
+    check_float,
+    forward_mode,
+    needs_grad,
+)
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
-from .random import noise_source, normals_like
+from .random import _normal_kernel, noise_arguments, noise_seed
 
 
-def computing_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def normals_like(x: Tensor, seed: Tensor, stream: int, sample_offset: int) -> Tensor:
+    """The noise that kernels make from these numbers, by the reference, in x's dtype."""
+    return _normal_kernel(seed, x.shape, stream, sample_offset, x.dtype)
 
 
 def column(numbers: Tensor, like: Tensor) -> Tensor:
@@ -42,7 +51,7 @@ def column(numbers: Tensor, like: Tensor) -> Tensor:
 
 
 def _noised(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    wide = computing_dtype(x0)
+    wide = accumulation(x0.dtype)
     alpha, sigma = column(alpha.to(wide), x0), column(sigma.to(wide), x0)
     return (alpha * x0.to(wide) + sigma * noise.to(wide)).to(x0.dtype)
 
@@ -60,8 +69,8 @@ def diffuse_reference(
     return_noise: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The definition in plain PyTorch, differentiable by autograd any number of times."""
-    given, key = noise_source(x0, seed, stream, sample_offset, generator, noise)
-    z = normals_like(x0, key, stream, sample_offset) if key is not None else given
+    key = noise_seed(x0, noise, seed, stream, sample_offset, generator)
+    z = normals_like(x0, key, stream, sample_offset) if key is not None else noise
     assert z is not None
     return _noised(x0, alpha, sigma, z), z if return_noise else None
 
@@ -86,21 +95,6 @@ def _forward_fake(x0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x0.new_empty(x0.shape), x0.new_empty(x0.shape if rest[-1] else 0)
 
 
-def noise_arguments(
-    x: Tensor, noise: Tensor | None, seed: Tensor | None, stream: int, sample_offset: int
-) -> tuple[Any, ...]:
-    """What a kernel takes after its pointers: type, samples, elements, seeds, and the counter's numbers."""
-    per_sample = seed is not None and seed.dim() > 0
-    address = None if seed is None else seed.data_ptr()
-    samples = x.size(0)
-    elements = x.numel() // samples if samples else 0
-    return TYPE_NUMBER[x.dtype], samples, elements, address, int(per_sample), stream, sample_offset
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.contiguous() for t in tensors]
 
@@ -115,17 +109,19 @@ def _forward_cpu(
     sample_offset: int,
     want_noise: bool,
 ) -> tuple[Tensor, Tensor]:
-    x0, alpha, sigma, noise, seed = _contiguous(x0, alpha, sigma, noise, seed)
+    x0, alpha, sigma, noise = _contiguous(x0, alpha, sigma, noise)
+    seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     y = torch.empty_like(x0)
     kept = x0.new_empty(x0.shape if want_noise else 0)
     _backends.native("_cpu").diffuse(
         x0.data_ptr(),
         alpha.data_ptr(),
         sigma.data_ptr(),
-        _address(noise),
+        address(noise),
         y.data_ptr(),
         kept.data_ptr() if want_noise else None,
-        *noise_arguments(x0, noise, seed, stream, sample_offset),
+        TYPE_NUMBER[x0.dtype],
+        *counter,
         torch.get_num_threads(),
     )
     return y, kept
@@ -144,7 +140,7 @@ def _backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = noise if seed is None else normals_like(x0, seed, stream, sample_offset)
     dy = dy.contiguous()
-    wide = computing_dtype(dy)
+    wide = accumulation(dy.dtype)
     dx0 = (column(alpha, dy) * dy.to(wide)).to(dy.dtype) if want_x0 else dy.new_empty(0)
     if not want_coefficients:
         return dx0, alpha.new_empty(0), alpha.new_empty(0)
@@ -172,17 +168,19 @@ def _backward_cpu(
     want_x0: bool,
     want_coefficients: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x0, alpha, noise, seed = _contiguous(dy, x0, alpha, noise, seed)
+    dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
+    seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     dx0, dalpha, dsigma = outputs = _backward_fake(dy, x0, alpha, want_x0, want_coefficients)
     _backends.native("_cpu").diffuse_backward(
         dy.data_ptr(),
         x0.data_ptr(),
         alpha.data_ptr(),
-        _address(noise),
+        address(noise),
         dx0.data_ptr() if want_x0 else None,
         dalpha.data_ptr() if want_coefficients else None,
         dsigma.data_ptr() if want_coefficients else None,
-        *noise_arguments(x0, noise, seed, stream, sample_offset),
+        TYPE_NUMBER[x0.dtype],
+        *counter,
         torch.get_num_threads(),
     )
     return outputs
@@ -300,20 +298,20 @@ def diffuse(
     check_batch("x0", x0)
     check_samples("alpha", alpha, x0)
     check_samples("sigma", sigma, x0)
-    given, key = noise_source(x0, seed, stream, sample_offset, generator, noise)
-    wide = computing_dtype(x0)
+    key = noise_seed(x0, noise, seed, stream, sample_offset, generator)
+    wide = accumulation(x0.dtype)
     alpha, sigma = alpha.to(wide), sigma.to(wide)
     if forward_mode():
-        z = normals_like(x0, key, stream, sample_offset) if key is not None else given
+        z = normals_like(x0, key, stream, sample_offset) if key is not None else noise
         assert z is not None
         return _noised(x0, alpha, sigma, z), z if return_noise else None
-    arguments = (x0, alpha, sigma, given, key, stream, sample_offset)
-    want_noise = return_noise and given is None
-    if needs_grad(x0, alpha, sigma, given):
+    arguments = (x0, alpha, sigma, noise, key, stream, sample_offset)
+    want_noise = return_noise and noise is None
+    if needs_grad(x0, alpha, sigma, noise):
         x_t, kept = apply(_Diffuse, *arguments, want_noise)
     else:
         x_t, kept = _forward(*arguments, want_noise)
-    return x_t, (kept if given is None else given) if return_noise else None
+    return x_t, (kept if noise is None else noise) if return_noise else None
 
 
 def _samples() -> tuple[Sample, ...]:
@@ -347,9 +345,9 @@ def _bad_calls() -> tuple[BadCall, ...]:
         BadCall("sigma elsewhere", (x, a, s.to("meta")), {}, ValueError, "sigma must be on cpu"),
         BadCall("seed is a float", (x, a, s, 1.5), {}, TypeError, "seed must be an int64 tensor or an int"),
         BadCall("stream", (x, a, s, 1), {"stream": -1}, ValueError, "stream must lie in"),
-        BadCall("noise and seed", (x, a, s, 1), {"noise": x}, ValueError, "noise must be None when a seed"),
+        BadCall("noise and seed", (x, a, s, 1), {"noise": x}, ValueError, "seed and generator must be None"),
         BadCall("noise of another shape", (x, a, s), {"noise": x.T}, ValueError, r"noise must have shape \(2, 3\)"),
-        BadCall("noise of another dtype", (x, a, s), {"noise": x.double()}, TypeError, "noise must be torch.float32"),
+        BadCall("noise of another dtype", (x, a, s), {"noise": x.double()}, TypeError, "noise must have dtype"),
     )  # fmt: skip
 
 

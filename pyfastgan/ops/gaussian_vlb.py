@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, apply, check_float, forward_mode, needs_grad
+from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
-from .diffuse import check_batch, column, computing_dtype
+from .diffuse import check_batch, column
 
 # The order of csrc/math/gaussian_vlb.h.
 COEFFICIENTS = (
@@ -72,7 +72,7 @@ def _values(
     coefficients: Tensor,
     clip: float | None,
 ) -> _Values:
-    wide = computing_dtype(x0)
+    wide = accumulation(x0.dtype)
     x0, x_t, prediction = x0.to(wide), x_t.to(wide), prediction.to(wide)
     table = coefficients.to(wide).expand(x0.size(0), -1)
     c = {name: column(table[:, k], x0) for k, name in enumerate(COEFFICIENTS)}
@@ -144,7 +144,7 @@ def gaussian_vlb_reference(
 
 
 def _nll_fake(x0: Tensor, *rest: Any) -> Tensor:
-    return x0.new_empty(x0.size(0), dtype=computing_dtype(x0))
+    return x0.new_empty(x0.size(0), dtype=accumulation(x0.dtype))
 
 
 def _gradients_fake(
@@ -426,7 +426,7 @@ def gaussian_vlb(
         RuntimeError: a second derivative is asked for.
     """
     _check(x0, x_t, prediction, variance, coefficients, levels, clip)
-    row = coefficients.to(computing_dtype(x0))
+    row = coefficients.to(accumulation(x0.dtype))
     arguments = (x0, x_t, prediction, variance, row, 1 / (levels - 1), clip)
     if forward_mode():
         return _terms(*arguments)
