@@ -1,6 +1,6 @@
 """Fast kernels for generative models, and the models made of them.
 
-`pyfastgan.ops` and `pyfastgan.nn` need torch alone. The families (`pyfastgan.gan`, ...),
+`pyfastgan.ops` and `pyfastgan.nn` need torch alone. The families (`pyfastgan.gan`, `pyfastgan.diffusion`, ...),
 `pyfastgan.training`, `pyfastgan.data` and `pyfastgan.metrics` are loaded when they are first named
 and need `pip install pyfastgan[train]`.
 """
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
 
-_LAZY = ("nn", "gan", "training", "data", "metrics", "bench", "testing")
+_LAZY = ("nn", "gan", "diffusion", "training", "data", "metrics", "bench", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,12 @@ from .affine_coupling import affine_coupling
 from .bernoulli_nll import bernoulli_nll
 from .bias_act import bias_act
 from .conv_transpose_act import conv_transpose_act
+from .denoise_step import denoise_step
+from .diffuse import diffuse
 from .discretized_mix_logistic import discretized_mix_logistic, sample_discretized_mix_logistic
 from .edge_conv import edge_conv, edge_conv_transpose
 from .gaussian_nll import gaussian_nll
+from .gaussian_vlb import gaussian_vlb
 from .nearest_code import nearest_code
 from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
@@ -23,10 +26,13 @@ __all__ = [
     "bernoulli_nll",
     "bias_act",
     "conv_transpose_act",
+    "denoise_step",
+    "diffuse",
     "discretized_mix_logistic",
     "edge_conv",
     "edge_conv_transpose",
     "gaussian_nll",
+    "gaussian_vlb",
     "glow_step",
     "glow_steps",
     "nearest_code",

@@ -1,0 +1,665 @@
+"""denoise_step: one update of a diffusion sampler, whichever it is, in one pass.
+
+    m       = prediction, or with guidance w:  unconditional + w (prediction - unconditional)
+    x0      = x0_state x + x0_prediction m,  then bounded if asked for
+    result  = state x + x0 * x0 + prediction m + history1 h1 + history2 h2 + history3 h3 + noise d z
+
+where the names are those of `COEFFICIENTS`, a row of numbers for all samples or for each, h are up
+to three earlier tensors, z is standard normal noise, and d is 1, or with a learned `variance` v in
+[-1, 1] it is exp((log_min + (v + 1) / 2 (log_max - log_min)) / 2) (Nichol & Dhariwal 2021, equation
+15). Since x0 is linear in x and in the prediction for every kind of prediction (noise, x0, v, flow
+velocity, EDM's preconditioned network), DDPM, DDIM, Euler, Heun, DPM-Solver++, UniPC and Runge and
+Kutta's methods are rows of coefficients.
+
+Bounds on x0: `clip` keeps it in [-clip, clip]. With `quantile` p (dynamic thresholding, Saharia et
+al. 2022) the bound is the p-quantile s of |x0| over each sample, at least `clip` and at most
+`quantile_limit`, and the bounded x0 is multiplied by clip / s.
+
+Guidance is Ho & Salimans 2022: w = 1 is the conditional prediction.
+
+    x, history, noise, prediction, unconditional, variance   (N, ...), two dimensions or more, any layout
+    coefficients   (11,) or (N, 11), floating point, on x's device: no host sync, whatever they are
+    guidance       a number, or a tensor of shape () or (N,)
+
+Computed in float32 (float64 for a float64 x) and rounded once. Where a gradient is asked for, the
+reference serves: right, any number of times differentiable, and as slow as plain PyTorch; a
+dynamic threshold is a constant to it. Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._common import TYPE_NUMBER, accumulation, check_float, forward_mode, needs_grad
+from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from .diffuse import check_batch, column, normals_like
+from .random import noise_arguments, noise_seed
+
+# The order of csrc/math/denoise.h.
+COEFFICIENTS = (
+    "x0_state",
+    "x0_prediction",
+    "state",
+    "x0",
+    "prediction",
+    "noise",
+    "history1",
+    "history2",
+    "history3",
+    "log_min",
+    "log_max",
+)
+
+
+def _wide(*tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else t.to(accumulation(t.dtype)) for t in tensors]
+
+
+def _columns(coefficients: Tensor, x: Tensor) -> list[Tensor]:
+    """Each coefficient as a tensor that multiplies samples."""
+    table = coefficients.expand(x.size(0), -1)
+    return [column(table[:, k], x) for k in range(len(COEFFICIENTS))]
+
+
+def _guided(prediction: Tensor, unconditional: Tensor | None, guidance: Tensor | None) -> Tensor:
+    if unconditional is None or guidance is None:
+        return prediction
+    scale = column(guidance.expand(prediction.size(0)), prediction)
+    return unconditional + scale * (prediction - unconditional)
+
+
+def _bound_reference(
+    x: Tensor,
+    prediction: Tensor,
+    unconditional: Tensor | None,
+    guidance: Tensor | None,
+    coefficients: Tensor,
+    quantile: float,
+    least: float,
+    most: float,
+) -> Tensor:
+    x, prediction, unconditional = _wide(x, prediction, unconditional)
+    x0_state, x0_prediction, *_ = _columns(coefficients, x)
+    x0 = x0_state * x + x0_prediction * _guided(prediction, unconditional, guidance)
+    if x0.numel() == 0:
+        return x0.new_full((x.size(0),), least)
+    order = x0.flatten(1).abs().sort(1).values
+    rank = quantile * (order.size(1) - 1)
+    low = order[:, int(rank)]
+    high = order[:, min(int(rank) + 1, order.size(1) - 1)]
+    bound = torch.where(low == high, low, low + (rank - int(rank)) * (high - low))
+    # NaN comes last in order, and goes to the quantile from anywhere.
+    bound = torch.where(order[:, -1].isnan(), order[:, -1], bound)
+    return bound.clamp(least, most)
+
+
+def _step_reference(
+    x: Tensor,
+    prediction: Tensor,
+    unconditional: Tensor | None,
+    guidance: Tensor | None,
+    variance: Tensor | None,
+    history1: Tensor | None,
+    history2: Tensor | None,
+    history3: Tensor | None,
+    coefficients: Tensor,
+    bound: Tensor | None,
+    clip: float | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    return_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype
+    x = x.contiguous()
+    if seed is not None:
+        noise = normals_like(x, seed, stream, sample_offset)
+    x, m, unconditional, variance, noise = _wide(x, prediction, unconditional, variance, noise)
+    x0_state, x0_prediction, state, by_x0, by_prediction, deviation, *rest = _columns(
+        coefficients, x
+    )
+    *by_history, log_min, log_max = rest
+    m = _guided(m, unconditional, guidance)
+    x0 = x0_state * x + x0_prediction * m
+    if clip is not None and bound is None:
+        x0 = torch.where(x0.abs() > clip, x0.clamp(-clip, clip), x0)
+    elif clip is not None and bound is not None:
+        limit = column(bound, x)
+        x0 = torch.where(x0.abs() > limit, limit * x0.sign(), x0) * (clip / limit)
+    y = state * x + by_x0 * x0 + by_prediction * m
+    for factor, earlier in zip(by_history, (history1, history2, history3)):
+        if earlier is not None:
+            y = y + factor * earlier.to(y.dtype)
+    if noise is not None:
+        if variance is not None:
+            log_variance = log_min + 0.5 * (variance + 1) * (log_max - log_min)
+            deviation = deviation * torch.exp(0.5 * log_variance)
+        y = y + deviation * noise
+    return y.to(dtype).contiguous(), x0.to(dtype) if return_x0 else x.new_empty(0, dtype=dtype)
+
+
+def _bound_fake(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.size(0), dtype=accumulation(x.dtype))
+
+
+def _step_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape if rest[-1] else 0)
+
+
+def _row_stride(coefficients: Tensor) -> int:
+    return len(COEFFICIENTS) if coefficients.dim() == 2 else 0
+
+
+def _bound_cpu(
+    x: Tensor,
+    prediction: Tensor,
+    unconditional: Tensor | None,
+    guidance: Tensor | None,
+    coefficients: Tensor,
+    quantile: float,
+    least: float,
+    most: float,
+) -> Tensor:
+    x, prediction, coefficients = x.contiguous(), prediction.contiguous(), coefficients.contiguous()
+    unconditional = None if unconditional is None else unconditional.contiguous()
+    if x.numel() == 0:
+        return _bound_fake(x).fill_(least)
+    bound = _bound_fake(x)
+    _backends.native("_cpu").denoise_bound(
+        x.data_ptr(),
+        prediction.data_ptr(),
+        None if unconditional is None else unconditional.data_ptr(),
+        None if guidance is None else guidance.data_ptr(),
+        0 if guidance is None or guidance.dim() == 0 else 1,
+        coefficients.data_ptr(),
+        _row_stride(coefficients),
+        quantile,
+        least,
+        most,
+        bound.data_ptr(),
+        TYPE_NUMBER[x.dtype],
+        x.size(0),
+        x.numel() // x.size(0),
+        torch.get_num_threads(),
+    )
+    return bound
+
+
+def _step_cpu(
+    x: Tensor,
+    prediction: Tensor,
+    unconditional: Tensor | None,
+    guidance: Tensor | None,
+    variance: Tensor | None,
+    history1: Tensor | None,
+    history2: Tensor | None,
+    history3: Tensor | None,
+    coefficients: Tensor,
+    bound: Tensor | None,
+    clip: float | None,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    return_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    # Contiguous copies live in this list until the kernel is done.
+    inputs = [
+        None if t is None else t.contiguous()
+        for t in (
+            *(x, prediction, unconditional, guidance, variance),
+            *(history1, history2, history3, coefficients, bound, noise),
+        )
+    ]
+    addresses = [None if t is None else t.data_ptr() for t in inputs]
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
+    x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
+    _backends.native("_cpu").denoise_step(
+        *addresses[:4],
+        0 if guidance is None or guidance.dim() == 0 else 1,
+        *addresses[4:9],
+        _row_stride(coefficients),
+        addresses[9],
+        math.nan if clip is None else clip,
+        addresses[10],
+        y.data_ptr(),
+        x0.data_ptr() if return_x0 else None,
+        TYPE_NUMBER[x.dtype],
+        *counter,
+        torch.get_num_threads(),
+    )
+    return y, x0
+
+
+_bound = Kernel(
+    "denoise_bound(Tensor x, Tensor prediction, Tensor? unconditional, Tensor? guidance, "
+    "Tensor coefficients, float quantile, float least, float most) -> Tensor",
+    reference=_bound_reference,
+    fake=_bound_fake,
+    cpu=_bound_cpu,
+)
+# coefficients, guidance and bound are of the computing dtype. There is no noise without `noise` or `seed`; the second
+# output is empty unless x0 is wanted.
+_step = Kernel(
+    "denoise_step(Tensor x, Tensor prediction, Tensor? unconditional, Tensor? guidance, Tensor? variance, "
+    "Tensor? history1, Tensor? history2, Tensor? history3, Tensor coefficients, Tensor? bound, float? clip, "
+    "Tensor? noise, Tensor? seed, int stream, SymInt sample_offset, bool return_x0) -> (Tensor y, Tensor x0)",
+    reference=_step_reference,
+    fake=_step_fake,
+    cpu=_step_cpu,
+)
+
+
+def _like(argument: str, t: object, x: Tensor) -> Tensor:
+    """A tensor of x's shape, device and dtype; another floating-point dtype is converted."""
+    if not isinstance(t, Tensor) or t.dtype != x.dtype:
+        check_float(argument, t)
+    assert isinstance(t, Tensor)
+    if t.shape != x.shape or t.device != x.device:
+        raise ValueError(
+            f"{argument} must have shape {tuple(x.shape)} on {x.device} like x, "
+            f"got {tuple(t.shape)} on {t.device}"
+        )
+    return t if t.dtype == x.dtype else t.to(x.dtype)
+
+
+def _check_coefficients(coefficients: object, x: Tensor) -> Tensor:
+    check_float("coefficients", coefficients)
+    assert isinstance(coefficients, Tensor)
+    width, shape = len(COEFFICIENTS), coefficients.shape
+    if shape != (width,) and shape != (x.size(0), width):
+        raise ValueError(
+            f"coefficients must have shape ({width},) or ({x.size(0)}, {width}), a row or a row for each sample, "
+            f"got {tuple(shape)}"
+        )
+    if coefficients.device != x.device:
+        raise ValueError(f"coefficients must be on {x.device} like x, got {coefficients.device}")
+    wide = accumulation(x.dtype)
+    return coefficients if coefficients.dtype == wide else coefficients.to(wide)
+
+
+def _check_guidance(guidance: object, x: Tensor) -> Tensor:
+    if isinstance(guidance, int | float) and not isinstance(guidance, bool):
+        return torch.full((), guidance, dtype=accumulation(x.dtype), device=x.device)
+    check_float("guidance", guidance)
+    assert isinstance(guidance, Tensor)
+    if guidance.dim() and guidance.shape != x.shape[:1]:
+        raise ValueError(
+            f"guidance must be a number, or a tensor of shape () or ({x.size(0)},), got {tuple(guidance.shape)}"
+        )
+    if guidance.device != x.device:
+        raise ValueError(f"guidance must be on {x.device} like x, got {guidance.device}")
+    return guidance.to(accumulation(x.dtype)).contiguous()
+
+
+def _check_bounds(clip: float | None, quantile: float | None, limit: float | None) -> None:
+    if clip is not None and not (math.isfinite(clip) and clip > 0):
+        raise ValueError(f"clip must be finite and positive, or None, got {clip}")
+    if quantile is None:
+        if limit is not None:
+            raise ValueError(f"quantile_limit must be None without a quantile, got {limit}")
+        return
+    if clip is None:
+        raise ValueError("clip must be given with a quantile: the least bound, usually 1, got None")
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
+    if limit is not None and not limit >= clip:
+        raise ValueError(f"quantile_limit must be at least clip, {clip}, got {limit}")
+
+
+def denoise_step(
+    x: Tensor,
+    prediction: Tensor,
+    coefficients: Tensor,
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    add_noise: bool = False,
+    unconditional: Tensor | None = None,
+    guidance: float | Tensor | None = None,
+    variance: Tensor | None = None,
+    history1: Tensor | None = None,
+    history2: Tensor | None = None,
+    history3: Tensor | None = None,
+    clip: float | None = None,
+    quantile: float | None = None,
+    quantile_limit: float | None = None,
+    return_x0: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One update of a sampler: a linear combination of the state, the predicted x0, the prediction, earlier tensors and
+    noise, whose factors are the row `coefficients`.
+
+    Args:
+        x: (N, ...) the state.
+        prediction: (N, ...) the network's output; another dtype than x's is converted.
+        coefficients: (11,) or (N, 11), floating point, in the order of `COEFFICIENTS`.
+        seed: what the noise is made from, as in `random_normal`; drawn from torch's generator if None.
+        stream: separates uses under one seed: the number of the step.
+        sample_offset: the number of the first sample in the global batch.
+        generator: the torch generator that a missing seed is drawn from.
+        noise: given noise of x's shape and dtype, instead of a seed.
+        add_noise: whether there is noise at all.
+        unconditional: (N, ...) the network's output without the condition, for guidance.
+        guidance: the guidance scale w; 1 is the conditional prediction.
+        variance: (N, ...) the network's interpolation between log_min and log_max.
+        history1, history2, history3: earlier tensors (N, ...).
+        clip: the bound on |x0|.
+        quantile: dynamic thresholding: the bound is this quantile of |x0|, at least `clip`.
+        quantile_limit: the most that the quantile may be.
+        return_x0: whether the bounded x0 is returned too.
+
+    Returns:
+        The next state, and x0 (None without `return_x0`): contiguous, of x's shape and dtype.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+    """
+    check_batch("x", x)
+    prediction = _like("prediction", prediction, x)
+    coefficients = _check_coefficients(coefficients, x)
+    if (unconditional is None) != (guidance is None):
+        missing, there = ("unconditional", "guidance")[:: 1 if unconditional is None else -1]
+        raise ValueError(f"{missing} must be given with {there}, got None")
+    scale = None
+    if unconditional is not None:
+        unconditional = _like("unconditional", unconditional, x)
+        scale = _check_guidance(guidance, x)
+    if variance is not None:
+        variance = _like("variance", variance, x)
+    if history1 is not None:
+        history1 = _like("history1", history1, x)
+    if history2 is not None:
+        history2 = _like("history2", history2, x)
+    if history3 is not None:
+        history3 = _like("history3", history3, x)
+    if clip is not None or quantile is not None or quantile_limit is not None:
+        _check_bounds(clip, quantile, quantile_limit)
+    key = None
+    if add_noise:
+        key = noise_seed(x, noise, seed, stream, sample_offset, generator)
+    elif seed is not None or noise is not None or generator is not None:
+        raise ValueError(
+            "add_noise must be True where seed, noise or generator is given, got False"
+        )
+    plain = forward_mode() or needs_grad(
+        *(x, prediction, unconditional, scale, variance, history1, history2, history3),
+        *(coefficients, noise),
+    )
+    bound = None
+    if quantile is not None:
+        assert clip is not None
+        most = math.inf if quantile_limit is None else quantile_limit
+        tensors = (x, prediction, unconditional, scale, coefficients)
+        with torch.no_grad():
+            bound = _bound(
+                *(None if t is None else t.detach() for t in tensors), quantile, clip, most
+            )
+    y, x0 = (_step_reference if plain else _step)(
+        x,
+        prediction,
+        unconditional,
+        scale,
+        variance,
+        history1,
+        history2,
+        history3,
+        coefficients,
+        bound,
+        clip,
+        noise,
+        key,
+        stream,
+        sample_offset,
+        return_x0,
+    )
+    return y, x0 if return_x0 else None
+
+
+def _samples() -> tuple[Sample, ...]:
+    width = len(COEFFICIENTS)
+    row, rows = T((width,)), T((3, width))
+    images, points = (3, 2, 9, 11), (40, 3)
+    return (
+        # Blocks of a sample, odd ends, a row for each sample, everything at once.
+        Sample(
+            "everything",
+            (T(images), T(images), rows, 7),
+            {
+                "stream": 3,
+                "sample_offset": 5,
+                "add_noise": True,
+                "unconditional": T(images),
+                "guidance": T((3,)),
+                "variance": T(images),
+                "history1": T(images),
+                "history2": T(images),
+                "history3": T(images),
+                "clip": 0.7,
+                "quantile": 0.6,
+                "quantile_limit": 1.1,
+                "return_x0": True,
+            },
+        ),
+        # Several pieces of work, one row, one number for the guidance.
+        Sample(
+            "guided, several pieces",
+            (T((3, 20001)), T((3, 20001)), row),
+            {"unconditional": T((3, 20001)), "guidance": 2.5, "clip": 1.0},
+        ),
+        # Samples that are shorter than a vector; two of three earlier tensors.
+        Sample(
+            "points",
+            (T(points), T(points), row),
+            {"noise": T(points), "add_noise": True, "history1": T(points), "history3": T(points), "return_x0": True},
+        ),
+        # The quantile between the two largest, of samples with one element, and the largest.
+        Sample("dynamic", (T((3, 500)), T((3, 500)), rows), {"clip": 0.1, "quantile": 0.999}),
+        Sample("dynamic of one", (T((3, 1)), T((3, 1)), rows), {"clip": 0.1, "quantile": 0.5}),
+        Sample("dynamic maximum", (T((3, 7)), T((3, 7)), rows), {"clip": 0.1, "quantile": 1.0}),
+        Sample("channels last", (T((2, 3, 4, 5), channels_last=True), T((2, 3, 4, 5)), row)),
+        Sample("empty", (T((0, 4)), T((0, 4)), row, 1), {"add_noise": True, "clip": 1.0, "quantile": 0.9}),
+    )  # fmt: skip
+
+
+def _bad_calls() -> tuple[BadCall, ...]:
+    x, row = torch.zeros(2, 3), torch.zeros(11)
+    calls: tuple[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str], ...] = (
+        ("integers", (x.long(), x, row), {}, TypeError, "x must be float32"),
+        ("one dimension", (row, row, row), {}, ValueError, r"x must have shape \(N, \.\.\.\)"),
+        ("prediction of another shape", (x, x.T, row), {}, ValueError, r"prediction must have shape \(2, 3\)"),
+        ("prediction elsewhere", (x, x.to("meta"), row), {}, ValueError, "prediction must have shape .* on cpu"),
+        ("too few coefficients", (x, x, row[:9]), {}, ValueError, r"coefficients must have shape \(11,\) or"),
+        ("rows for others", (x, x, row.expand(3, 11)), {}, ValueError, "coefficients must have shape"),
+        ("integer coefficients", (x, x, row.int()), {}, TypeError, "coefficients must be float32"),
+        ("a list", (x, x, [0.0] * 11), {}, TypeError, "coefficients must be a tensor, got list"),
+        ("guidance alone", (x, x, row), {"guidance": 2.0}, ValueError, "unconditional must be given with guidance"),
+        ("no guidance", (x, x, row), {"unconditional": x}, ValueError, "guidance must be given with unconditional"),
+        ("guidance text", (x, x, row), {"unconditional": x, "guidance": "2"}, TypeError, "guidance must be a tensor"),
+        ("guidances", (x, x, row), {"unconditional": x, "guidance": row}, ValueError, "guidance must be a number"),
+        ("variance of another shape", (x, x, row), {"variance": x.T}, ValueError, "variance must have shape"),
+        ("history of another shape", (x, x, row), {"history2": x.T}, ValueError, "history2 must have shape"),
+        ("history is a tuple", (x, x, row), {"history1": (x,)}, TypeError, "history1 must be a tensor"),
+        ("negative clip", (x, x, row), {"clip": -1.0}, ValueError, "clip must be finite and positive"),
+        ("quantile without clip", (x, x, row), {"quantile": 0.9}, ValueError, "clip must be given with a quantile"),
+        ("quantile", (x, x, row), {"clip": 1.0, "quantile": 1.5}, ValueError, r"quantile must lie in \(0, 1\]"),
+        ("limit alone", (x, x, row), {"quantile_limit": 2.0}, ValueError, "quantile_limit must be None"),
+        ("limit", (x, x, row), {"clip": 1.0, "quantile": 0.9, "quantile_limit": 0.5}, ValueError, "quantile_limit"),
+        ("seed in vain", (x, x, row, 3), {}, ValueError, "add_noise must be True where seed"),
+        ("noise of another shape", (x, x, row), {"noise": x.T, "add_noise": True}, ValueError, "noise must have"),
+    )  # fmt: skip
+    return tuple(BadCall(*call) for call in calls)
+
+
+def denoise_step_reference(
+    x: Tensor,
+    prediction: Tensor,
+    coefficients: Tensor,
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    add_noise: bool = False,
+    unconditional: Tensor | None = None,
+    guidance: float | Tensor | None = None,
+    variance: Tensor | None = None,
+    history1: Tensor | None = None,
+    history2: Tensor | None = None,
+    history3: Tensor | None = None,
+    clip: float | None = None,
+    quantile: float | None = None,
+    quantile_limit: float | None = None,
+    return_x0: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The definition in plain PyTorch, differentiable by autograd any number of times."""
+    key = None
+    if add_noise:
+        key = noise_seed(x, noise, seed, stream, sample_offset, generator)
+    scale = None if guidance is None else _check_guidance(guidance, x)
+    row = coefficients.to(accumulation(x.dtype))
+    bound = None
+    if quantile is not None:
+        assert clip is not None
+        most = math.inf if quantile_limit is None else quantile_limit
+        with torch.no_grad():
+            at = x.detach(), prediction.detach()
+            bound = _bound_reference(*at, unconditional, scale, row, quantile, clip, most)
+    y, x0 = _step_reference(
+        x,
+        prediction,
+        unconditional,
+        scale,
+        variance,
+        history1,
+        history2,
+        history3,
+        row,
+        bound,
+        clip,
+        noise,
+        key,
+        stream,
+        sample_offset,
+        return_x0,
+    )
+    return y, x0 if return_x0 else None
+
+
+_ROW_SHAPE = (16, 3, 64, 64)
+
+
+def _ddpm_row() -> Row:
+    """The ancestral step of a DDPM with 1000 steps of the linear schedule, x0 clipped, at t = 500."""
+
+    def make() -> dict[str, Any]:
+        x, eps = torch.randn(2, *_ROW_SHAPE)
+        beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        alpha_bar = (1 - beta).cumprod(0)
+        now, before, b = alpha_bar[500].item(), alpha_bar[499].item(), beta[500].item()
+        to_x0, to_state = (
+            math.sqrt(before) * b / (1 - now),
+            math.sqrt(1 - b) * (1 - before) / (1 - now),
+        )
+        deviation = math.sqrt(b * (1 - before) / (1 - now))
+        alpha, sigma = math.sqrt(now), math.sqrt(1 - now)
+        row = torch.tensor([1 / alpha, -sigma / alpha, to_state, to_x0, 0, deviation, *[0.0] * 5])
+
+        def eager() -> Tensor:
+            x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
+            return to_x0 * x0 + to_state * x + deviation * torch.randn_like(x)
+
+        def ours() -> Any:
+            return denoise_step(x, eps, row, add_noise=True, clip=1.0)
+
+        calls = {"ours": ours, "eager": eager}
+        try:
+            from diffusers import DDPMScheduler
+        except ImportError:
+            return calls
+        scheduler: Any = DDPMScheduler(1000)
+        scheduler.set_timesteps(1000)
+        return calls | {"diffusers": lambda: scheduler.step(eps, 500, x)}
+
+    size = ",".join(map(str, _ROW_SHAPE))
+    return Row("denoise_step DDPM with noise", size, make, bytes=3 * 4 * math.prod(_ROW_SHAPE))
+
+
+def _ddim_row(with_guidance: bool) -> Row:
+    """A DDIM step from t = 500 to 480 of the same schedule, x0 clipped."""
+
+    def make() -> dict[str, Any]:
+        x, conditional, unconditional = torch.randn(3, *_ROW_SHAPE)
+        both = torch.cat((unconditional, conditional))
+        alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        now, then = alpha_bar[500].item(), alpha_bar[480].item()
+        alpha, sigma = math.sqrt(now), math.sqrt(1 - now)
+        next_alpha, next_sigma = math.sqrt(then), math.sqrt(1 - then)
+        row = torch.tensor([1 / alpha, -sigma / alpha, 0, next_alpha, next_sigma, *[0.0] * 6])
+        scale = torch.tensor(3.0)
+
+        def eager() -> Tensor:
+            eps = conditional
+            if with_guidance:
+                without, eps = both.chunk(2)
+                eps = without + 3.0 * (eps - without)
+            x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
+            return next_alpha * x0 + next_sigma * eps
+
+        def ours() -> Any:
+            if not with_guidance:
+                return denoise_step(x, conditional, row, clip=1.0)
+            without, eps = both.chunk(2)
+            return denoise_step(x, eps, row, clip=1.0, unconditional=without, guidance=scale)
+
+        calls = {"ours": ours, "eager": eager}
+        try:
+            from diffusers import DDIMScheduler
+        except ImportError:
+            return calls
+        scheduler: Any = DDIMScheduler(1000)
+        scheduler.set_timesteps(50)
+
+        def diffusers() -> Any:
+            eps = conditional
+            if with_guidance:
+                without, eps = both.chunk(2)
+                eps = without + 3.0 * (eps - without)
+            return scheduler.step(eps, 500, x)
+
+        return calls | {"diffusers": diffusers}
+
+    name = f"denoise_step {'guidance + ' if with_guidance else ''}DDIM"
+    size = ",".join(map(str, _ROW_SHAPE))
+    return Row(name, size, make, bytes=(3 + with_guidance) * 4 * math.prod(_ROW_SHAPE))
+
+
+register(
+    Op(
+        name="denoise_step",
+        function=denoise_step,
+        reference=denoise_step_reference,
+        kernels=(_step, _bound),
+        samples=_samples(),
+        bad_calls=_bad_calls(),
+        orders=0,  # where a gradient is asked for, the reference serves
+        # Normal numbers are good to 4 ulp of max(|z|, 1), and made ones are rounded to a half type.
+        epsilon={
+            torch.float32: 3e-6,
+            torch.float64: 1e-13,
+            torch.bfloat16: 2e-2,
+            torch.float16: 3e-3,
+        },
+        rows=lambda: [_ddpm_row(), _ddim_row(False), _ddim_row(True)],
+    )
+)

@@ -1,0 +1,399 @@
+"""diffuse: x_t = alpha x_0 + sigma z with standard normal noise z, made in the pass that uses it.
+
+    x0             (N, ...) with two dimensions or more, of any layout; x_t and noise are contiguous
+    alpha, sigma   (N,), a number for each sample, of any floating-point type
+    noise          z, as `random_normal` makes it in x0's dtype: the noise that is returned is the
+                   very noise that was added
+
+Ho, Jain & Abbeel 2020, "Denoising diffusion probabilistic models", equation 4, with alpha =
+sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar); Karras et al. 2022 with alpha = 1; flow matching
+with alpha = 1 - t and sigma = t.
+
+The coefficients are used in float32 (float64 for a float64 x0), also where x0 is of a half type: in
+bfloat16 small sigmas and 1 - alpha_bar are lost. Products are rounded once.
+
+Differentiable any number of times in x0, alpha, sigma and a given noise. The backward pass makes the noise again from
+the seed; nothing of it is stored. Gradients to alpha and sigma are summed in float64 over fixed
+pieces. Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    address,
+    apply,
+    check_float,
+    forward_mode,
+    needs_grad,
+)
+from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from .random import _normal_kernel, noise_arguments, noise_seed
+
+
+def normals_like(x: Tensor, seed: Tensor, stream: int, sample_offset: int) -> Tensor:
+    """The noise that kernels make from these numbers, by the reference, in x's dtype."""
+    return _normal_kernel(seed, x.shape, stream, sample_offset, x.dtype)
+
+
+def column(numbers: Tensor, like: Tensor) -> Tensor:
+    """A number for each sample, shaped to multiply samples."""
+    return numbers.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _noised(x0: Tensor, alpha: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    wide = accumulation(x0.dtype)
+    alpha, sigma = column(alpha.to(wide), x0), column(sigma.to(wide), x0)
+    return (alpha * x0.to(wide) + sigma * noise.to(wide)).to(x0.dtype)
+
+
+def diffuse_reference(
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    return_noise: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The definition in plain PyTorch, differentiable by autograd any number of times."""
+    key = noise_seed(x0, noise, seed, stream, sample_offset, generator)
+    z = normals_like(x0, key, stream, sample_offset) if key is not None else noise
+    assert z is not None
+    return _noised(x0, alpha, sigma, z), z if return_noise else None
+
+
+def _forward_reference(
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    want_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    x0 = x0.contiguous()
+    z = noise if seed is None else normals_like(x0, seed, stream, sample_offset)
+    assert z is not None
+    return _noised(x0, alpha, sigma, z.contiguous()), z if want_noise else x0.new_empty(0)
+
+
+def _forward_fake(x0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x0.new_empty(x0.shape), x0.new_empty(x0.shape if rest[-1] else 0)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _forward_cpu(
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    want_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    x0, alpha, sigma, noise = _contiguous(x0, alpha, sigma, noise)
+    seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
+    y = torch.empty_like(x0)
+    kept = x0.new_empty(x0.shape if want_noise else 0)
+    _backends.native("_cpu").diffuse(
+        x0.data_ptr(),
+        alpha.data_ptr(),
+        sigma.data_ptr(),
+        address(noise),
+        y.data_ptr(),
+        kept.data_ptr() if want_noise else None,
+        TYPE_NUMBER[x0.dtype],
+        *counter,
+        torch.get_num_threads(),
+    )
+    return y, kept
+
+
+def _backward_reference(
+    dy: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    want_x0: bool,
+    want_coefficients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    z = noise if seed is None else normals_like(x0, seed, stream, sample_offset)
+    dy = dy.contiguous()
+    wide = accumulation(dy.dtype)
+    dx0 = (column(alpha, dy) * dy.to(wide)).to(dy.dtype) if want_x0 else dy.new_empty(0)
+    if not want_coefficients:
+        return dx0, alpha.new_empty(0), alpha.new_empty(0)
+    assert z is not None
+    by_x0, by_noise = ((dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z))
+    return dx0, by_x0, by_noise
+
+
+def _backward_fake(
+    dy: Tensor, x0: Tensor, alpha: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, want_x0, want_coefficients = rest
+    size = alpha.shape if want_coefficients else 0
+    return dy.new_empty(dy.shape if want_x0 else 0), alpha.new_empty(size), alpha.new_empty(size)
+
+
+def _backward_cpu(
+    dy: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    want_x0: bool,
+    want_coefficients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
+    seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
+    dx0, dalpha, dsigma = outputs = _backward_fake(dy, x0, alpha, want_x0, want_coefficients)
+    _backends.native("_cpu").diffuse_backward(
+        dy.data_ptr(),
+        x0.data_ptr(),
+        alpha.data_ptr(),
+        address(noise),
+        dx0.data_ptr() if want_x0 else None,
+        dalpha.data_ptr() if want_coefficients else None,
+        dsigma.data_ptr() if want_coefficients else None,
+        TYPE_NUMBER[x0.dtype],
+        *counter,
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+_NOISE = "Tensor? noise, Tensor? seed, int stream, SymInt sample_offset"
+
+# The coefficients are of the computing dtype. Either the noise is given or a seed; the second output
+# is empty unless the noise is wanted.
+_forward = Kernel(
+    f"diffuse(Tensor x0, Tensor alpha, Tensor sigma, {_NOISE}, bool want_noise) -> (Tensor x_t, Tensor kept)",
+    reference=_forward_reference,
+    fake=_forward_fake,
+    cpu=_forward_cpu,
+)
+_backward = Kernel(
+    f"diffuse_backward(Tensor dy, Tensor x0, Tensor alpha, {_NOISE}, bool want_x0, bool want_coefficients) "
+    "-> (Tensor dx0, Tensor dalpha, Tensor dsigma)",
+    reference=_backward_reference,
+    fake=_backward_fake,
+    cpu=_backward_cpu,
+)
+
+
+class _Diffuse(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _forward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x0, alpha, sigma, noise, seed, *ctx.counter, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x0, alpha, sigma, noise, seed)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+        x0, alpha, sigma, noise, seed = ctx.saved_tensors
+        want_x0, want_alpha, want_sigma, want_noise = ctx.needs_input_grad[:4]
+        want_coefficients = want_alpha or want_sigma
+        if needs_grad(dy, x0, alpha, sigma, noise):
+            z = normals_like(x0, seed, *ctx.counter) if noise is None else noise
+            wide = alpha.dtype
+            dx0 = (column(alpha, dy) * dy).to(dy.dtype)
+            dalpha, dsigma = ((dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z))
+        else:
+            arguments = (dy, x0, alpha, noise, seed, *ctx.counter)
+            dx0, dalpha, dsigma = _backward(*arguments, want_x0, want_coefficients)
+        dnoise = (column(sigma, dy) * dy).to(dy.dtype) if want_noise else None
+        return (
+            dx0 if want_x0 else None,
+            dalpha if want_alpha else None,
+            dsigma if want_sigma else None,
+            dnoise,
+            *(None,) * (len(ctx.counter) + 2),
+        )
+
+
+def check_samples(argument: str, numbers: object, x: Tensor) -> None:
+    """Refuses what is not a floating-point tensor (N,) beside an x of N samples."""
+    check_float(argument, numbers)
+    assert isinstance(numbers, Tensor)
+    if numbers.shape != x.shape[:1]:
+        raise ValueError(
+            f"{argument} must have shape ({x.size(0)},), one value for each sample, got {tuple(numbers.shape)}"
+        )
+    if numbers.device != x.device:
+        raise ValueError(f"{argument} must be on {x.device}, got {numbers.device}")
+
+
+def check_batch(argument: str, x: object) -> None:
+    """Refuses what is not a floating-point tensor of samples: two dimensions or more."""
+    check_float(argument, x)
+    assert isinstance(x, Tensor)
+    if x.dim() < 2:
+        raise ValueError(
+            f"{argument} must have shape (N, ...) with two dimensions or more, got {tuple(x.shape)}"
+        )
+
+
+def diffuse(
+    x0: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    seed: int | Tensor | None = None,
+    *,
+    stream: int = 0,
+    sample_offset: int = 0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    return_noise: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """alpha x0 + sigma z and the noise z, in one pass, differentiable any number of times.
+
+    Args:
+        x0: (N, ...) float32, float64, bfloat16 or float16, of any layout.
+        alpha: (N,), floating point.
+        sigma: (N,), floating point.
+        seed: what the noise is made from, as in `random_normal`; drawn from torch's generator if None.
+        stream: separates uses under one seed.
+        sample_offset: the number of the first sample in the global batch.
+        generator: the torch generator that a missing seed is drawn from.
+        noise: given noise of x0's shape and dtype, instead of a seed.
+        return_noise: whether the noise is returned; without it less memory moves.
+
+    Returns:
+        x_t and the noise (None without `return_noise`), contiguous, of x0's shape and dtype. Made
+        noise has no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+    """
+    check_batch("x0", x0)
+    check_samples("alpha", alpha, x0)
+    check_samples("sigma", sigma, x0)
+    key = noise_seed(x0, noise, seed, stream, sample_offset, generator)
+    wide = accumulation(x0.dtype)
+    alpha, sigma = alpha.to(wide), sigma.to(wide)
+    if forward_mode():
+        z = normals_like(x0, key, stream, sample_offset) if key is not None else noise
+        assert z is not None
+        return _noised(x0, alpha, sigma, z), z if return_noise else None
+    arguments = (x0, alpha, sigma, noise, key, stream, sample_offset)
+    want_noise = return_noise and noise is None
+    if needs_grad(x0, alpha, sigma, noise):
+        x_t, kept = apply(_Diffuse, *arguments, want_noise)
+    else:
+        x_t, kept = _forward(*arguments, want_noise)
+    return x_t, (kept if noise is None else noise) if return_noise else None
+
+
+def _samples() -> tuple[Sample, ...]:
+    def coefficients(n: int) -> tuple[T, T]:
+        return T((n,), map=torch.sigmoid), T((n,), map=torch.sigmoid)
+
+    seeds = torch.tensor([5, -7, 5])
+    return (
+        # Blocks of one sample, several pieces of work in it, and an odd end.
+        Sample("images", (T((2, 3, 31, 37)), *coefficients(2), 7), {"stream": 3, "sample_offset": 9}),
+        # Many samples in a piece, each shorter than a vector.
+        Sample("points", (T((40, 3)), *coefficients(40), 2**63)),
+        # A cut between pieces inside of a sample and at its end.
+        Sample("long", (T((3, 4096)), *coefficients(3), 1), {"return_noise": False}),
+        Sample("a seed a sample", (T((3, 5, 7)), *coefficients(3), seeds)),
+        Sample("given noise", (T((3, 7)), *coefficients(3)), {"noise": T((3, 7))}),
+        Sample("channels last", (T((2, 3, 4, 5), channels_last=True), *coefficients(2), 1)),
+        Sample("empty", (T((0, 4)), *coefficients(0), 1)),
+        Sample("empty samples", (T((2, 0)), *coefficients(2), 1)),
+    )  # fmt: skip
+
+
+def _bad_calls() -> tuple[BadCall, ...]:
+    x, a, s = torch.zeros(2, 3), torch.ones(2), torch.ones(2)
+    return (
+        BadCall("integers", (x.long(), a, s), {}, TypeError, "x0 must be float32"),
+        BadCall("one dimension", (a, a, s), {}, ValueError, r"x0 must have shape \(N, \.\.\.\)"),
+        BadCall("alpha of another length", (x, torch.ones(3), s), {}, ValueError, r"alpha must have shape \(2,\)"),
+        BadCall("alpha is a number", (x, 0.5, s), {}, TypeError, "alpha must be a tensor, got float"),
+        BadCall("sigma of integers", (x, a, s.int()), {}, TypeError, "sigma must be float32"),
+        BadCall("sigma elsewhere", (x, a, s.to("meta")), {}, ValueError, "sigma must be on cpu"),
+        BadCall("seed is a float", (x, a, s, 1.5), {}, TypeError, "seed must be an int64 tensor or an int"),
+        BadCall("stream", (x, a, s, 1), {"stream": -1}, ValueError, "stream must lie in"),
+        BadCall("noise and seed", (x, a, s, 1), {"noise": x}, ValueError, "seed and generator must be None"),
+        BadCall("noise of another shape", (x, a, s), {"noise": x.T}, ValueError, r"noise must have shape \(2, 3\)"),
+        BadCall("noise of another dtype", (x, a, s), {"noise": x.double()}, TypeError, "noise must have dtype"),
+    )  # fmt: skip
+
+
+def _row(shape: tuple[int, ...], backward: bool) -> Row:
+    def make() -> dict[str, Any]:
+        x0, dy = torch.randn(shape), torch.randn(shape)
+        alpha_bar = torch.rand(shape[0])
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+        def eager() -> Any:
+            noise = torch.randn_like(x0)
+            return column(alpha, x0) * x0 + column(sigma, x0) * noise, noise
+
+        def run(f: Any) -> Any:
+            return torch.autograd.grad(f()[0], (x0, alpha, sigma), dy) if backward else f()
+
+        if backward:
+            x0, alpha, sigma = (t.requires_grad_() for t in (x0, alpha, sigma))
+        return {"ours": lambda: run(lambda: diffuse(x0, alpha, sigma)), "eager": lambda: run(eager)}
+
+    name = "diffuse with noise fwd+bwd" if backward else "diffuse with noise"
+    moves = 3 + (3 if backward else 0)
+    return Row(name, ",".join(map(str, shape)), make, bytes=moves * 4 * math.prod(shape))
+
+
+def _rows() -> Sequence[Row]:
+    return [_row((64, 3, 32, 32), False), _row((16, 3, 64, 64), False), _row((64, 3, 32, 32), True)]
+
+
+register(
+    Op(
+        name="diffuse",
+        function=diffuse,
+        reference=diffuse_reference,
+        kernels=(_forward, _backward),
+        samples=_samples(),
+        bad_calls=_bad_calls(),
+        orders=2,
+        # A normal number is good to 4 ulp of max(|z|, 1); a half type rounds it, to the other side
+        # at times.
+        epsilon={
+            torch.float32: 3e-6,
+            torch.float64: 1e-14,
+            torch.bfloat16: 1e-2,
+            torch.float16: 1.5e-3,
+        },
+        rows=_rows,
+    )
+)

@@ -1,0 +1,577 @@
+"""gaussian_vlb: one term of a diffusion model's variational bound for each sample, in nats.
+
+    x0 hat       = x0_state x_t + x0_prediction prediction,  within [-clip, clip] if there is a clip
+    mean         = mean_x0 (x0 hat) + mean_state x_t
+    log_variance = log_min + (variance + 1) / 2 (log_max - log_min),  or log_max without `variance`
+    decode <= 1/2: KL(N(mean_x0 x0 + mean_state x_t, exp(log_true)) || N(mean, exp(log_variance)))
+    decode > 1/2:  -ln P(x0 | N(mean, exp(log_variance)) discretised),  the term of t = 0
+
+summed over the elements of a sample. The names are those of `COEFFICIENTS`, a row of numbers for
+all samples or for each. Ho, Jain & Abbeel 2020, equations 5 and 13; the learned variance is Nichol &
+Dhariwal 2021, equation 15, whose hybrid objective is this bound with the prediction detached.
+
+The discretised normal distribution gives each of `levels` numbers, evenly spaced from -1 to 1, the
+mass within half a step of it, and to the outer two all that lies beyond them; so it sums to 1. The distribution
+function is the normal one itself, where common implementations use a tanh for it, and stop at 1e-12.
+
+    x0, x_t, prediction, variance   (N, ...), two dimensions or more, any layout, of one dtype
+    coefficients                    (8,) or (N, 8), floating point
+
+Differentiable once. The gradient to the coefficients, which are constants as a rule, is made in plain
+PyTorch; decode has none. Computed in float32 (float64 for float64);
+the sums are made in float64 over fixed pieces, returned in float32 (float64). Deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
+from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from .diffuse import check_batch, column
+
+# The order of csrc/math/gaussian_vlb.h.
+COEFFICIENTS = (
+    "x0_state",
+    "x0_prediction",
+    "mean_x0",
+    "mean_state",
+    "log_min",
+    "log_max",
+    "log_true",
+    "decode",
+)
+
+
+class _Values(NamedTuple):
+    """What a sample's terms are made of, in the computing dtype; `open` is 0 where the clip binds."""
+
+    x0: Tensor
+    x_t: Tensor
+    prediction: Tensor
+    share: Tensor  # of log_max in the log-variance
+    columns: dict[str, Tensor]
+    predicted: Tensor
+    mean: Tensor
+    log_variance: Tensor
+    open: Tensor
+    first: Tensor
+
+
+def _values(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    clip: float | None,
+) -> _Values:
+    wide = accumulation(x0.dtype)
+    x0, x_t, prediction = x0.to(wide), x_t.to(wide), prediction.to(wide)
+    table = coefficients.to(wide).expand(x0.size(0), -1)
+    c = {name: column(table[:, k], x0) for k, name in enumerate(COEFFICIENTS)}
+    predicted = c["x0_state"] * x_t + c["x0_prediction"] * prediction
+    opened = torch.ones_like(predicted)
+    if clip is not None:
+        bound = predicted.detach().clamp(-clip, clip)
+        opened = (~(predicted.abs() > clip)).to(wide)
+        predicted = torch.where(predicted.abs() > clip, bound, predicted)
+    share = torch.ones_like(x0) if variance is None else 0.5 * (variance.to(wide) + 1)
+    log_variance = c["log_max"].expand_as(x0)
+    if variance is not None:
+        log_variance = c["log_min"] + share * (c["log_max"] - c["log_min"])
+    mean = c["mean_x0"] * predicted + c["mean_state"] * x_t
+    first = (c["decode"] > 0.5).expand_as(x0)
+    return _Values(x0, x_t, prediction, share, c, predicted, mean, log_variance, opened, first)
+
+
+def _turned(v: _Values, half: float) -> tuple[Tensor, ...]:
+    """The level [u - d, u + d] in units of the standard deviation, turned into the lower tail, where logarithms of the
+    distribution function keep their precision; the turn, and whether the level is an outer one."""
+    # What does not decode stands at harmless numbers, so that its derivative is no NaN.
+    x, mean, log_variance = (
+        torch.where(v.first, t, torch.zeros_like(t)) for t in (v.x0, v.mean, v.log_variance)
+    )
+    inverse = torch.exp(-0.5 * log_variance)
+    z, d = (x - mean) * inverse, half * inverse
+    lowest, highest = x < half - 1, x > 1 - half
+    turn = torch.where(highest | (~lowest & (z > 0)), -1.0, 1.0).to(x.dtype)
+    return turn * z, d, turn, inverse, lowest | highest
+
+
+def _log_mass(u: Tensor, d: Tensor, outer: Tensor) -> Tensor:
+    beyond = torch.special.log_ndtr(u + d)
+    share = torch.where(outer, -1.0, torch.special.log_ndtr(u - d) - beyond)
+    # The choice before the logarithm keeps the other branch's derivative from being NaN.
+    return beyond + torch.where(outer, 0.0, torch.log(-torch.expm1(share)))
+
+
+def _terms(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+) -> Tensor:
+    v = _values(x0, x_t, prediction, variance, coefficients, clip)
+    c = v.columns
+    r, distance = v.log_variance - c["log_true"], c["mean_x0"] * (v.predicted - v.x0)
+    divergence = 0.5 * (torch.expm1(-r) + r + distance.square() * torch.exp(-v.log_variance))
+    u, d, _, _, outer = _turned(v, half)
+    return torch.where(v.first, -_log_mass(u, d, outer), divergence).flatten(1).sum(1)
+
+
+def gaussian_vlb_reference(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    *,
+    levels: int = 256,
+    clip: float | None = None,
+) -> Tensor:
+    """The definition in plain PyTorch, differentiable by autograd."""
+    return _terms(x0, x_t, prediction, variance, coefficients, 1 / (levels - 1), clip)
+
+
+def _nll_fake(x0: Tensor, *rest: Any) -> Tensor:
+    return x0.new_empty(x0.size(0), dtype=accumulation(x0.dtype))
+
+
+def _gradients_fake(
+    dnll: Tensor, x0: Tensor, x_t: Tensor, prediction: Tensor, variance: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d = (x0.new_empty(x0.shape if wanted else 0) for wanted in rest[-1])
+    return a, b, c, d
+
+
+def _slopes(v: _Values, half: float) -> tuple[Tensor, Tensor]:
+    """Each term's derivatives by the model's mean and log-variance."""
+    c = v.columns
+    decayed = torch.exp(c["log_true"] - v.log_variance)
+    distance = c["mean_x0"] * (v.predicted - v.x0)
+    pull = distance * torch.exp(-v.log_variance)
+    u, d, turn, inverse, outer = _turned(v, half)
+    log_mass = _log_mass(u, d, outer)
+
+    def density(z: Tensor) -> Tensor:
+        return torch.exp(-0.5 * z.square() - 0.5 * math.log(2 * math.pi) - log_mass)
+
+    upper, lower = density(u + d), torch.where(outer, 0.0, density(u - d))
+    by_u, by_d = upper - lower, upper + lower
+    by_mean = torch.where(v.first, turn * inverse * by_u, pull)
+    by_log_variance = torch.where(v.first, u * by_u + d * by_d, 1 - decayed - distance * pull)
+    return by_mean, 0.5 * by_log_variance
+
+
+def _backward_reference(
+    dnll: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    v = _values(x0, x_t, prediction, variance, coefficients, clip)
+    c = v.columns
+    by_mean, by_log_variance = (column(dnll, x0) * t for t in _slopes(v, half))
+    by_predicted = by_mean * c["mean_x0"] * v.open
+    # The divergence sees x_t through the predicted x0 alone: both means hold the same share of x_t.
+    through_state = torch.where(v.first, by_mean * c["mean_state"], 0.0)
+    found = (
+        torch.where(v.first, -by_mean, -by_mean * c["mean_x0"]),
+        by_predicted * c["x0_state"] + through_state,
+        by_predicted * c["x0_prediction"],
+        by_log_variance * 0.5 * (c["log_max"] - c["log_min"]),
+    )
+    pairs = zip(found, wanted)
+    one, two, three, four = (
+        t.to(x0.dtype).contiguous() if want else x0.new_empty(0) for t, want in pairs
+    )
+    return one, two, three, four
+
+
+def _coefficients_gradient(
+    dnll: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+) -> Tensor:
+    v = _values(x0, x_t, prediction, variance, coefficients, clip)
+    c = v.columns
+    by_mean, by_log_variance = _slopes(v, half)
+    by_predicted = by_mean * c["mean_x0"] * v.open
+    by_true = 0.5 * torch.expm1(c["log_true"] - v.log_variance)
+    columns = (
+        by_predicted * v.x_t,
+        by_predicted * v.prediction,
+        by_mean * torch.where(v.first, v.predicted, v.predicted - v.x0),
+        torch.where(v.first, by_mean * v.x_t, 0.0),
+        by_log_variance * (1 - v.share),
+        by_log_variance * v.share,
+        torch.where(v.first, 0.0, by_true),
+        torch.zeros_like(v.x0),
+    )
+    rows = torch.stack([t.flatten(1).sum(1) for t in columns], 1) * dnll[:, None]
+    return rows if coefficients.dim() == 2 else rows.sum(0)
+
+
+def _tensors(*tensors: Tensor | None) -> tuple[list[Any], list[Any]]:
+    """Contiguous tensors, and their addresses."""
+    kept = [None if t is None else t.contiguous() for t in tensors]
+    return kept, [None if t is None else t.data_ptr() for t in kept]
+
+
+def _settings(
+    x0: Tensor, coefficients: Tensor, half: float, clip: float | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What kernels take after the coefficients and at the end."""
+    samples = x0.size(0)
+    stride = len(COEFFICIENTS) if coefficients.dim() == 2 else 0
+    elements = x0.numel() // samples if samples else 0
+    sizes = (TYPE_NUMBER[x0.dtype], samples, elements, torch.get_num_threads())
+    return (stride, half, math.nan if clip is None else clip), sizes
+
+
+def _forward_cpu(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+) -> Tensor:
+    kept, addresses = _tensors(x0, x_t, prediction, variance, coefficients)
+    nll = _nll_fake(x0)
+    settings, sizes = _settings(x0, coefficients, half, clip)
+    _backends.native("_cpu").gaussian_vlb(*addresses, *settings, nll.data_ptr(), *sizes)
+    return nll
+
+
+def _backward_cpu(
+    dnll: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kept, addresses = _tensors(dnll, x0, x_t, prediction, variance, coefficients)
+    outputs = _gradients_fake(dnll, x0, x_t, prediction, variance, wanted)
+    settings, sizes = _settings(x0, coefficients, half, clip)
+    to = (t.data_ptr() if want else None for t, want in zip(outputs, wanted))
+    _backends.native("_cpu").gaussian_vlb_backward(*addresses, *settings, *to, *sizes)
+    return outputs
+
+
+_ARGUMENTS = (
+    "Tensor x0, Tensor x_t, Tensor prediction, Tensor? variance, Tensor coefficients, "
+    "float half, float? clip"
+)
+
+_forward = Kernel(
+    f"gaussian_vlb({_ARGUMENTS}) -> Tensor",
+    reference=_terms,
+    fake=_nll_fake,
+    cpu=_forward_cpu,
+)
+# `wanted` says which of the gradients to x0, x_t, prediction and variance are made; the others are empty.
+_backward = Kernel(
+    f"gaussian_vlb_backward(Tensor dnll, {_ARGUMENTS}, bool[] wanted) "
+    "-> (Tensor dx0, Tensor dx_t, Tensor dprediction, Tensor dvariance)",
+    reference=_backward_reference,
+    fake=_gradients_fake,
+    cpu=_backward_cpu,
+)
+# For schedules that learn: in plain PyTorch everywhere.
+_to_coefficients = Kernel(
+    f"gaussian_vlb_coefficients(Tensor dnll, {_ARGUMENTS}) -> Tensor",
+    reference=_coefficients_gradient,
+    fake=lambda *arguments: arguments[5].new_empty(arguments[5].shape),
+    cpu=_coefficients_gradient,
+)
+
+
+class _GaussianVlb(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return _forward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.half, ctx.clip = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dnll: Tensor) -> tuple[Any, ...]:
+        wanted = [bool(w) for w in ctx.needs_input_grad[:5]]
+        arguments = (dnll, *ctx.saved_tensors, ctx.half, ctx.clip)
+        if needs_grad(dnll, *ctx.saved_tensors):
+            found = apply(_Gradients, *arguments, wanted)
+        else:
+            found = _Gradients.forward(*arguments, wanted)
+        return (*(t if want else None for t, want in zip(found, wanted)), None, None)
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients, which have no derivatives of their own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        *others, wanted = arguments
+        found = _backward(*others, wanted[:4])
+        last = _to_coefficients(*others) if wanted[4] else others[5].new_empty(0)
+        return (*found, last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "gaussian_vlb can be differentiated once, and this asks for a second derivative; "
+            "pyfastgan.ops.gaussian_vlb.gaussian_vlb_reference has it"
+        )
+
+
+def _check(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    levels: int,
+    clip: float | None,
+) -> None:
+    check_batch("x0", x0)
+    others = (("x_t", x_t), ("prediction", prediction), ("variance", variance))
+    for name, t in others[: 2 if variance is None else 3]:
+        check_float(name, t)
+        assert t is not None
+        if t.shape != x0.shape or t.device != x0.device:
+            raise ValueError(
+                f"{name} must have shape {tuple(x0.shape)} on {x0.device} like x0, "
+                f"got {tuple(t.shape)} on {t.device}"
+            )
+        if t.dtype != x0.dtype:
+            raise TypeError(f"{name} must have the dtype of x0, {x0.dtype}, got {t.dtype}")
+    check_float("coefficients", coefficients)
+    width, shape = len(COEFFICIENTS), coefficients.shape
+    if shape != (width,) and shape != (x0.size(0), width):
+        raise ValueError(
+            f"coefficients must have shape ({width},) or ({x0.size(0)}, {width}), a row or a row for each sample, "
+            f"got {tuple(shape)}"
+        )
+    if coefficients.device != x0.device:
+        raise ValueError(f"coefficients must be on {x0.device} like x0, got {coefficients.device}")
+    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 2:
+        raise ValueError(f"levels must be an int of at least 2, got {levels}")
+    if clip is not None and not (math.isfinite(clip) and clip > 0):
+        raise ValueError(f"clip must be finite and positive, or None, got {clip}")
+
+
+def gaussian_vlb(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    *,
+    levels: int = 256,
+    clip: float | None = None,
+) -> Tensor:
+    """A term of the variational bound for each sample: the divergence from the posterior, or at t = 0 the discretised
+    negative log-likelihood.
+
+    Args:
+        x0: (N, ...) data in [-1, 1], float32, float64, bfloat16 or float16.
+        x_t: (N, ...) noisy data, of x0's dtype.
+        prediction: (N, ...) the network's output that x0 is predicted from.
+        variance: (N, ...) the network's place between log_min and log_max, -1 to 1 (also beyond), or None for log_max.
+        coefficients: (8,) or (N, 8), floating point, in the order of `COEFFICIENTS`.
+        levels: the number of levels that data have.
+        clip: the bound on the predicted x0; where it binds, the derivative is zero.
+
+    Returns:
+        (N,) nats, sums over each sample: float32, or float64 for float64 data. Divide by ln 2 and the
+        number of elements for bits a dimension.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
+        RuntimeError: a second derivative is asked for.
+    """
+    _check(x0, x_t, prediction, variance, coefficients, levels, clip)
+    row = coefficients.to(accumulation(x0.dtype))
+    arguments = (x0, x_t, prediction, variance, row, 1 / (levels - 1), clip)
+    if forward_mode():
+        return _terms(*arguments)
+    if needs_grad(x0, x_t, prediction, variance, row):
+        return apply(_GaussianVlb, *arguments)
+    return _forward(*arguments)
+
+
+def _rows_of_a_schedule(rows: Tensor) -> Tensor:
+    """Coefficients as schedules have them from any numbers: the first row decodes, the others do not."""
+    x0_state, x0_prediction, mean_x0, mean_state, log_min, log_max, *_ = rows.unbind(-1)
+    log_max = log_max.abs() - 4
+    log_true = log_max - 1 - log_min.abs()
+    decode = torch.zeros_like(log_max)
+    decode.reshape(-1)[0] = 1
+    columns = (
+        x0_state,
+        x0_prediction,
+        mean_x0,
+        mean_state,
+        log_true + 0.2,
+        log_max,
+        log_true,
+        decode,
+    )
+    return torch.stack(columns, -1)
+
+
+def _samples() -> tuple[Sample, ...]:
+    def tensors(shape: tuple[int, ...], scale: float = 0.3) -> tuple[T, T, T, T]:
+        x = T(shape, scale=scale)
+        return T(shape, scale=scale, map=lambda t: t.clamp(-1, 1)), x, x, x
+
+    def rows(*shape: int) -> T:
+        return T((*shape, 8), map=_rows_of_a_schedule)
+
+    x0, x_t, prediction, _ = tensors((2, 3))
+    return (
+        # Odd ends; the outer levels, levels far in the tails, and both terms.
+        Sample("images", (*tensors((3, 2, 9, 11), 0.5), rows(3))),
+        # Wide and narrow levels beside the standard deviation.
+        Sample("few levels", (*tensors((2, 40)), rows(2)), {"levels": 5}),
+        Sample("many levels", (*tensors((2, 40)), rows(2)), {"levels": 4000}),
+        # Several pieces of work, cut inside of a sample; a bound that binds.
+        Sample("several pieces", (*tensors((3, 5000)), rows(3)), {"clip": 0.5}),
+        # Many samples in a piece, one row for all of them.
+        Sample("points", (*tensors((40, 3)), rows())),
+        Sample("fixed variance", (x0, x_t, prediction, None, rows(2)), {"clip": 1.0}),
+        Sample("empty", (*tensors((0, 4)), rows())),
+    )
+
+
+def _bad_calls() -> tuple[BadCall, ...]:
+    x, row = torch.zeros(2, 3), torch.zeros(8)
+    return (
+        BadCall("integers", (x.long(), x, x, x, row), {}, TypeError, "x0 must be float32"),
+        BadCall("one dimension", (row, row, row, row, row), {}, ValueError, r"x0 must have shape \(N, \.\.\.\)"),
+        BadCall("x_t of another shape", (x, x.T, x, x, row), {}, ValueError, r"x_t must have shape \(2, 3\)"),
+        BadCall("prediction of float64", (x, x, x.double(), x, row), {}, TypeError, "prediction must have the dtype"),
+        BadCall("prediction is None", (x, x, None, x, row), {}, TypeError, "prediction must be a tensor"),
+        BadCall("variance off", (x, x, x, x.to("meta"), row), {}, ValueError, "variance must have shape .* on cpu"),
+        BadCall("too few coefficients", (x, x, x, x, row[:7]), {}, ValueError, r"coefficients must have shape \(8,\)"),
+        BadCall("rows for others", (x, x, x, x, row.expand(3, 8)), {}, ValueError, "coefficients must have shape"),
+        BadCall("a list", (x, x, x, x, [0.0] * 8), {}, TypeError, "coefficients must be a tensor, got list"),
+        BadCall("one level", (x, x, x, x, row), {"levels": 1}, ValueError, "levels must be an int of at least 2"),
+        BadCall("negative clip", (x, x, x, x, row), {"clip": -1.0}, ValueError, "clip must be finite and positive"),
+    )  # fmt: skip
+
+
+def _row() -> Row:
+    """The hybrid objective's bound of a learned variance: 1000 steps of the linear schedule, the prediction detached.
+    The eager side has the field's mathematics: the distribution function by tanh, logarithms kept above 1e-12."""
+    shape = (64, 3, 32, 32)
+
+    def make() -> dict[str, Any]:
+        x0 = torch.randint(256, shape) / 127.5 - 1
+        x_t, eps, v = torch.randn(3, *shape)
+        v.requires_grad_()
+        t = torch.randint(1000, (64,))
+        beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        now = (1 - beta).cumprod(0)
+        before = torch.cat((now.new_ones(1), now[:-1]))
+        posterior = beta * (1 - before) / (1 - now)
+        log_posterior = torch.cat((posterior[1:2], posterior[1:])).log()
+        tables = [
+            1 / now.sqrt(),
+            (1 / now - 1).sqrt(),
+            beta * before.sqrt() / (1 - now),
+            (1 - before) * (1 - beta).sqrt() / (1 - now),
+            log_posterior,
+            beta.log(),
+        ]
+        by_state, by_eps, *rest = tables
+        first = (torch.arange(1000) == 0).double()
+        all_rows = torch.stack((by_state, -by_eps, *rest, log_posterior, first), -1).float()
+        tables = [table.float() for table in tables]
+
+        def cdf(x: Tensor) -> Tensor:
+            return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+        def eager() -> Any:
+            a, b, to_x0, to_state, low, high = (
+                column(table[t], x0).expand(shape) for table in tables
+            )
+            share = (v + 1) / 2
+            log_variance = share * high + (1 - share) * low
+            predicted = a * x_t - b * eps
+            mean, true = to_x0 * predicted + to_state * x_t, to_x0 * x0 + to_state * x_t
+            kl = -1 + log_variance - low + torch.exp(low - log_variance)
+            kl = 0.5 * (kl + (true - mean) ** 2 * torch.exp(-log_variance))
+            centred, inverse = x0 - mean, torch.exp(-0.5 * log_variance)
+            upper, lower = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+            inner = torch.log((upper - lower).clamp(min=1e-12))
+            outer = torch.log((1 - lower).clamp(min=1e-12))
+            inner = torch.where(x0 > 0.999, outer, inner)
+            inner = torch.where(x0 < -0.999, torch.log(upper.clamp(min=1e-12)), inner)
+            kl, nll = (e.mean((1, 2, 3)) / math.log(2) for e in (kl, -inner))
+            return torch.autograd.grad(torch.where(t == 0, nll, kl).sum(), v)
+
+        def ours() -> Any:
+            nll = gaussian_vlb(x0, x_t, eps, v, all_rows[t])
+            return torch.autograd.grad(nll.sum(), v)
+
+        return {"ours": ours, "eager": eager}
+
+    return Row("gaussian_vlb fwd+bwd", "64,3,32,32", make, bytes=(4 + 5) * 4 * math.prod(shape))
+
+
+register(
+    Op(
+        name="gaussian_vlb",
+        function=gaussian_vlb,
+        reference=gaussian_vlb_reference,
+        kernels=(_forward, _backward, _to_coefficients),
+        samples=_samples(),
+        bad_calls=_bad_calls(),
+        orders=1,
+        # Exponentials of up to 20 carry their error on to gradients that have been divided by a
+        # variance; half types round those.
+        epsilon={
+            torch.float32: 1e-5,
+            torch.float64: 1e-11,
+            torch.bfloat16: 1e-5,
+            torch.float16: 1e-5,
+        },
+        rows=lambda: [_row()],
+    )
+)

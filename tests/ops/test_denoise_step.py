@@ -1,0 +1,165 @@
+"""denoise_step: known steps from Bayes' rule and from torch's own functions, guidance, thresholds, gradients."""
+
+import math
+
+import pytest
+import torch
+
+import pyfastgan as pf
+from pyfastgan.ops._registry import ops
+from pyfastgan.ops.denoise_step import COEFFICIENTS
+from pyfastgan.testing import backends
+
+BACKENDS = backends(ops()["denoise_step"])
+SHAPE = (4, 3, 5, 5)
+
+
+def row(**named):
+    assert set(named) <= set(COEFFICIENTS)
+    return torch.tensor([named.get(name, 0.0) for name in COEFFICIENTS], dtype=torch.float64)
+
+
+def doubles(*shape, count):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_ancestral_step_is_bayes_rule(backend):
+    """q(x_s | x_t, x_0) as the product of two normal densities of x_s, not from its usual formulas."""
+    now, before = 0.6, 0.7
+    share = now / before
+    x, eps, z = doubles(*SHAPE, count=3)
+    x0 = ((x - math.sqrt(1 - now) * eps) / math.sqrt(now)).clamp(-1, 1)
+    # x_s ~ N(sqrt(before) x0, 1 - before) and x | x_s ~ N(sqrt(share) x_s, 1 - share).
+    precision = 1 / (1 - before) + share / (1 - share)
+    weighted = math.sqrt(before) / (1 - before) * x0 + math.sqrt(share) / (1 - share) * x
+    expected = weighted / precision + z / math.sqrt(precision)
+    coefficients = row(
+        x0_state=1 / math.sqrt(now),
+        x0_prediction=-math.sqrt(1 / now - 1),
+        x0=math.sqrt(before) * (1 - share) / (1 - now),
+        state=math.sqrt(share) * (1 - before) / (1 - now),
+        noise=math.sqrt((1 - before) / (1 - now) * (1 - share)),
+    )
+    with pf.use_backend(backend):
+        y, found = pf.ops.denoise_step(
+            x, eps, coefficients, noise=z, add_noise=True, clip=1.0, return_x0=True
+        )
+    torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found, x0, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_dynamic_threshold_is_torch_s_quantile(backend):
+    x, m = doubles(*SHAPE, count=2)
+    scale = torch.tensor([0.1, 1.0, 3.0, 30.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    x0 = scale * x + 0.5 * m
+    rows = torch.stack([row(x0_state=s, x0_prediction=0.5, x0=1) for s in scale.flatten()])
+    bound = torch.quantile(x0.abs().flatten(1), 0.9, dim=1).clamp(1, 20).reshape(4, 1, 1, 1)
+    assert (bound == 1).any()
+    assert (bound == 20).any()
+    with pf.use_backend(backend):
+        options = {"clip": 1.0, "quantile": 0.9, "quantile_limit": 20.0}
+        y, _ = pf.ops.denoise_step(x, m, rows, **options)
+        torch.testing.assert_close(y, x0.clamp(-bound, bound) / bound, rtol=1e-12, atol=1e-12)
+        m[1, 0, 0, 0] = math.nan
+        y, _ = pf.ops.denoise_step(x, m, rows, **options)
+    assert y[1].isnan().all()
+    assert y[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_guidance(backend):
+    x, m, u = doubles(*SHAPE, count=3)
+    coefficients = row(x0_state=0.5, x0_prediction=2, x0=1, prediction=0.25)
+
+    def step(prediction, **options):
+        with pf.use_backend(backend):
+            return pf.ops.denoise_step(x, prediction, coefficients, **options)[0]
+
+    torch.testing.assert_close(step(m, unconditional=u, guidance=1.0), step(m))
+    torch.testing.assert_close(step(m, unconditional=u, guidance=0.0), step(u))
+    scales = torch.tensor([0.0, 1.0, 2.5, 7.0], dtype=torch.float64)
+    mixed = u + scales.reshape(4, 1, 1, 1) * (m - u)
+    torch.testing.assert_close(step(m, unconditional=u, guidance=scales), step(mixed))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_learned_variance_lies_between_its_bounds_in_logarithms(backend):
+    x, z = doubles(*SHAPE, count=2)
+    v = torch.tensor([-1.0, 0.0, 1.0, 0.5]).double().reshape(4, 1, 1, 1).expand(SHAPE)
+    coefficients = row(noise=2, log_min=math.log(0.01), log_max=math.log(0.04))
+    with pf.use_backend(backend):
+        y, _ = pf.ops.denoise_step(x, x, coefficients, noise=z, add_noise=True, variance=v)
+    expected = [0.1, math.sqrt(0.02), 0.2, 0.2 / 2**0.25]
+    for k, deviation in enumerate(expected):
+        torch.testing.assert_close(y[k], 2 * deviation * z[k])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_is_its_parts(backend):
+    """1 x 64 and 4 x 16 samples have the same noise, with a row for each sample."""
+    x, m = torch.randn(2, 64, 3, 4, 4)
+    rows = torch.randn(64, len(COEFFICIENTS))
+    with pf.use_backend(backend):
+        whole, _ = pf.ops.denoise_step(x, m, rows, 5, stream=2, add_noise=True)
+        parts = [
+            pf.ops.denoise_step(
+                *(t[k : k + 16] for t in (x, m, rows)),
+                5,
+                stream=2,
+                sample_offset=k,
+                add_noise=True,
+            )[0]
+            for k in range(0, 64, 16)
+        ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_guided_sampling_has_gradients():
+    """Through the state, predictions, coefficients and guidance, against finite differences; a clip that binds."""
+    x, m, u, h = (t.requires_grad_() for t in doubles(3, 4, count=4))
+    coefficients = torch.randn(len(COEFFICIENTS), dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def step(x, m, u, h, coefficients, scale):
+        return pf.ops.denoise_step(
+            x,
+            m,
+            coefficients,
+            3,
+            add_noise=True,
+            unconditional=u,
+            guidance=scale,
+            history2=h,
+            clip=1.5,
+            return_x0=True,
+        )
+
+    assert torch.autograd.gradcheck(step, (x, m, u, h, coefficients, scale))
+    with torch.no_grad():
+        plain = step(x, m, u, h, coefficients, scale)
+    for a, b in zip(step(x, m, u, h, coefficients, scale), plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_prediction_of_another_dtype_is_converted():
+    x, m = torch.randn(2, 4, 6)
+    coefficients = row(state=1, prediction=1)
+    y, _ = pf.ops.denoise_step(x, m.bfloat16(), coefficients)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, x + m.bfloat16().float())
+
+
+def test_a_whole_loop_compiles():
+    """Many steps, each with its row of a table and its stream of noise, without a graph break."""
+    table = torch.randn(5, len(COEFFICIENTS)) / 3
+
+    def loop(x, seed):
+        for k in range(5):
+            x, _ = pf.ops.denoise_step(x, torch.tanh(x), table[k], seed, stream=k, add_noise=True)
+        return x
+
+    x, seed = torch.randn(4, 6), torch.tensor(7)
+    compiled = torch.compile(loop, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, seed), loop(x, seed))
