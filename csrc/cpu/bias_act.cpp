@@ -169,7 +169,8 @@ PF_FN V run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, con
             if (sums) store(sums + k, load<V>(sums + k) + r);
         return r;
     };
-    constexpr int kTogether = 4;  // packs; on AVX-512 they fill a word of the mask
+    // Packs: on AVX-512 four fill a word of the mask. Longer formulas keep the processor busy by themselves.
+    constexpr int kTogether = F::kMakesMask || F::kTakesMask ? 4 : 1;
     V totals[2] = {splat<V>(0), splat<V>(0)};
     int64_t k = 0;
     for (; k + kTogether * kStep <= n; k += kTogether * kStep) {
@@ -177,11 +178,12 @@ PF_FN V run(const Pointers<T, F> p, int64_t start, int64_t n, const S* bias, con
         for (int j = 0; j < kTogether; ++j) totals[j % 2] += step(k + j * kStep, bits, j * static_cast<int>(kStep));
         if constexpr (F::kMakesMask && kMasked) writer.add(bits, kTogether * static_cast<int>(kStep));
     }
-    for (; k + kStep <= n; k += kStep) {
-        uint64_t bits = 0;
-        totals[0] += step(k, bits, 0);
-        if constexpr (F::kMakesMask && kMasked) writer.add(bits, static_cast<int>(kStep));
-    }
+    if constexpr (kTogether > 1)
+        for (; k + kStep <= n; k += kStep) {
+            uint64_t bits = 0;
+            totals[0] += step(k, bits, 0);
+            if constexpr (F::kMakesMask && kMasked) writer.add(bits, static_cast<int>(kStep));
+        }
     V total = totals[0] + totals[1];
     if (k < n) {
         const int64_t left = n - k;
@@ -317,14 +319,24 @@ void run_act(Shape shape, const void* const* in, void* const* out, const void* b
         for (int64_t c = 0; c < shape.channels; ++c) static_cast<T*>(sums)[c] = from_scalar<T>(totals[c]);
 }
 
+// Null where the piecewise-linear activations have no such pass: their second derivative is zero.
+template <template <int, class> class F, class T, int A>
+constexpr decltype(&run_act<F, T, A>) linear_act() {
+    if constexpr (F<A, T>::kMakesMask || F<A, T>::kTakesMask)
+        return run_act<F, T, A>;
+    else
+        return nullptr;
+}
+
 template <template <int, class> class F>
 const char* dispatch(int type, int act, Shape shape, const void* const* in, void* const* out, const void* bias,
                      const void* extra, void* sums, void* mask, double slope, double gain, double clamp, int threads) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
-        decltype(&run_act<F, T, 0>) table[] = {run_act<F, T, 0>, run_act<F, T, 1>, run_act<F, T, 2>, run_act<F, T, 3>,
-                                               run_act<F, T, 4>, run_act<F, T, 5>, run_act<F, T, 6>, run_act<F, T, 7>};
-        if (act < 0 || act >= kActCount) return "unknown activation";
+        decltype(&run_act<F, T, kTanh>) table[] = {linear_act<F, T, 0>(), linear_act<F, T, 1>(), linear_act<F, T, 2>(),
+                                                   run_act<F, T, 3>,      run_act<F, T, 4>,      run_act<F, T, 5>,
+                                                   run_act<F, T, 6>,      run_act<F, T, 7>};
+        if (act < 0 || act >= kActCount || !table[act]) return "unknown activation";
         table[act](shape, in, out, bias, extra, sums, mask, slope, gain, clamp, threads);
         return nullptr;
     });
