@@ -28,6 +28,11 @@ PF_FN T from_scalar(S x) {
         return x;
 }
 
+PF_FN float to_scalar(float x) { return x; }
+PF_FN double to_scalar(double x) { return x; }
+PF_FN float to_scalar(bfloat16 x) { return __bfloat162float(x); }
+PF_FN float to_scalar(float16 x) { return __half2float(x); }
+
 // Four elements that are stored in as few instructions as there can be: 16 bytes each, 8 for half types.
 template <class T>
 struct alignas(sizeof(T) < 4 ? 8 : 16) Four {
