@@ -1,5 +1,6 @@
 """Samplers: orders of convergence, the distributions they reach, and what they refuse."""
 
+import itertools
 import math
 
 import pytest
@@ -120,6 +121,21 @@ def test_a_vp_schedule_converges_too(paths):
     found = errors(paths, make, noise, (20, 40, 80))
     assert found[-1] < 1e-4
     assert math.log2(found[-2] / found[-1]) > 2.5
+
+
+def test_the_start_of_the_third_order_solver():
+    """A first step alone, in the middle of the mixture: its error falls as the fourth power of its length."""
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for h in (0.05, 0.025, 0.0125):
+        sigmas = torch.tensor([0.8 * math.exp(-h), 0.8], dtype=torch.float64)
+        sampler = DPMSolverPP(
+            NoiseSchedule.from_sigmas(sigmas, prediction="x0"), order=3, final=None
+        )
+        y = sampler.sample(of_sigma, x)
+        found.append((y - solution(x, 0.8, 0.8 * math.exp(-h))).norm(dim=1).mean().item())
+    for coarse, fine in itertools.pairwise(found):
+        assert math.log2(coarse / fine) == pytest.approx(4, abs=0.15), found
 
 
 STOCHASTIC = {
