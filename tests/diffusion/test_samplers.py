@@ -259,6 +259,16 @@ def test_a_learned_variance():
     torch.testing.assert_close(run("learned", -1.0), run("small", 0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_single_step_solver_may_end_at_data_within_a_group(order):
+    """The step to sigma = 0 stands alone: it ends at the predicted x_0."""
+    sampler = DPMSolverPP(
+        NoiseSchedule.karras(2 * order), order=order, variant="singlestep", prediction="x0"
+    )
+    y = sampler.sample(lambda x, t: torch.full_like(x, 0.25), torch.randn(2, 3))
+    torch.testing.assert_close(y, torch.full_like(y, 0.25))
+
+
 def test_after_is_asked_behind_every_stage():
     sampler = DDIM(NoiseSchedule.linear(5))
     seen = []
