@@ -1,70 +1,13 @@
-// Counter-based random words, uniform and normal numbers. Element j of a sample is lane j % 4 of block j / 4; the
-// counter is (block, block high, sample, stream), the key the seed. A thread makes a block of four elements at a time.
+// Counter-based random words, uniform and normal numbers, a block of four (noise.h) a thread.
 //
 // Floor: 4 bytes written a float32 element; about 70 integer and float operations a normal, half of them Philox.
 #include "launch.h"
-#include "types.h"
+#include "noise.h"
 
 #include "../export.h"
-#include "../math/normal.h"
-#include "../math/philox.h"
 
 namespace PF_NAMESPACE {
 namespace {
-
-enum Kind { kUniform, kNormal };
-
-struct Noise {
-    int64_t samples, elements;  // of a sample
-    const int64_t* seeds;       // on the device, so that a seed drawn there costs no synchronisation
-    bool per_sample;            // a seed for each sample
-    uint32_t stream, sample_offset;
-    PF_FN int64_t blocks() const { return (elements + 3) / 4; }
-};
-
-PF_FN void make_words(const Noise& n, int64_t sample, int64_t block, uint32_t words[4]) {
-    const uint64_t seed = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
-    uint32_t keys[kRounds][2];
-    philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), keys);
-    words[0] = static_cast<uint32_t>(block);
-    words[1] = static_cast<uint32_t>(block >> 32);
-    words[2] = n.per_sample ? 0 : n.sample_offset + static_cast<uint32_t>(sample);
-    words[3] = n.stream;
-    philox4x32(words, keys);
-}
-
-// What is written for each output type and kind, from the words of a block.
-template <int K, class T>
-struct Maker {
-    using Out = T;
-    static PF_FN void make(const uint32_t words[4], T out[4]) {
-        float z[4];
-        if constexpr (K == kNormal) {
-            box_muller(words[0], words[1], z[0], z[1]);
-            box_muller(words[2], words[3], z[2], z[3]);
-        } else {
-            for (int k = 0; k < 4; ++k) z[k] = uniform_float(words[k]);
-        }
-        for (int k = 0; k < 4; ++k) {
-            if constexpr (K == kUniform && std::is_same_v<T, bfloat16>) z[k] = round_down_bfloat16(z[k]);
-            if constexpr (K == kUniform && std::is_same_v<T, float16>) z[k] = round_down_float16(z[k]);
-            out[k] = from_scalar<T>(z[k]);
-        }
-    }
-};
-
-template <int K>
-struct Maker<K, double> {
-    using Out = double;
-    static PF_FN void make(const uint32_t words[4], double out[4]) {
-        if constexpr (K == kNormal) {
-            box_muller_double(words[0], words[1], out[0], out[1]);
-            box_muller_double(words[2], words[3], out[2], out[3]);
-        } else {
-            for (int k = 0; k < 4; ++k) out[k] = (words[k] + 0.5) * 2.3283064365386963e-10;
-        }
-    }
-};
 
 struct WordMaker {
     using Out = int64_t;

@@ -28,6 +28,7 @@ dynamic threshold is a constant to it. Deterministic.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ from torch import Tensor
 from . import _backends
 from ._common import TYPE_NUMBER, accumulation, check_float, forward_mode, needs_grad
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
-from .diffuse import check_batch, column, normals_like
+from .diffuse import check_batch, column, launch, normals_like
 from .random import noise_arguments, noise_seed
 
 # The order of csrc/math/denoise.h.
@@ -191,7 +192,8 @@ def _bound_cpu(
     return bound
 
 
-def _step_cpu(
+def _step_native(
+    backend: str,
     x: Tensor,
     prediction: Tensor,
     unconditional: Tensor | None,
@@ -221,7 +223,10 @@ def _step_cpu(
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
     x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
-    _backends.native("_cpu").denoise_step(
+    launch(
+        backend,
+        "denoise_step",
+        x,
         *addresses[:4],
         0 if guidance is None or guidance.dim() == 0 else 1,
         *addresses[4:9],
@@ -233,7 +238,6 @@ def _step_cpu(
         x0.data_ptr() if return_x0 else None,
         TYPE_NUMBER[x.dtype],
         *counter,
-        torch.get_num_threads(),
     )
     return y, x0
 
@@ -244,6 +248,7 @@ _bound = Kernel(
     reference=_bound_reference,
     fake=_bound_fake,
     cpu=_bound_cpu,
+    cuda=_bound_reference,  # a sort, which torch has
 )
 # coefficients, guidance and bound are of the computing dtype. There is no noise without `noise` or `seed`; the second
 # output is empty unless x0 is wanted.
@@ -253,7 +258,8 @@ _step = Kernel(
     "Tensor? noise, Tensor? seed, int stream, SymInt sample_offset, bool return_x0) -> (Tensor y, Tensor x0)",
     reference=_step_reference,
     fake=_step_fake,
-    cpu=_step_cpu,
+    cpu=functools.partial(_step_native, "cpu"),
+    cuda=functools.partial(_step_native, "cuda"),
 )
 
 

@@ -19,6 +19,7 @@ pieces. Deterministic.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +100,18 @@ def _contiguous(*tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.contiguous() for t in tensors]
 
 
-def _forward_cpu(
+def launch(backend: str, kernel: str, like: Tensor, *arguments: Any) -> None:
+    """Calls a compiled kernel: on the threads that torch has, or on the stream of `like`'s device."""
+    call = getattr(_backends.native(f"_{backend}"), kernel)
+    if backend == "cpu":
+        call(*arguments, torch.get_num_threads())
+        return
+    with torch.cuda.device(like.device):
+        call(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def _forward_native(
+    backend: str,
     x0: Tensor,
     alpha: Tensor,
     sigma: Tensor,
@@ -113,7 +125,10 @@ def _forward_cpu(
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     y = torch.empty_like(x0)
     kept = x0.new_empty(x0.shape if want_noise else 0)
-    _backends.native("_cpu").diffuse(
+    launch(
+        backend,
+        "diffuse",
+        x0,
         x0.data_ptr(),
         alpha.data_ptr(),
         sigma.data_ptr(),
@@ -122,7 +137,6 @@ def _forward_cpu(
         kept.data_ptr() if want_noise else None,
         TYPE_NUMBER[x0.dtype],
         *counter,
-        torch.get_num_threads(),
     )
     return y, kept
 
@@ -171,7 +185,10 @@ def _backward_cpu(
     dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     dx0, dalpha, dsigma = outputs = _backward_fake(dy, x0, alpha, want_x0, want_coefficients)
-    _backends.native("_cpu").diffuse_backward(
+    launch(
+        "cpu",
+        "diffuse_backward",
+        dy,
         dy.data_ptr(),
         x0.data_ptr(),
         alpha.data_ptr(),
@@ -181,9 +198,49 @@ def _backward_cpu(
         dsigma.data_ptr() if want_coefficients else None,
         TYPE_NUMBER[x0.dtype],
         *counter,
-        torch.get_num_threads(),
     )
     return outputs
+
+
+def parts_of(elements: int) -> int:
+    """How many threads of a GPU share the sum over a sample."""
+    return min(max(elements // 4, 1), 1024)
+
+
+def _backward_cuda(
+    dy: Tensor,
+    x0: Tensor,
+    alpha: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    stream: int,
+    sample_offset: int,
+    want_x0: bool,
+    want_coefficients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
+    seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
+    dx0, *_ = _backward_fake(dy, x0, alpha, want_x0, False)
+    parts = parts_of(counter[1])
+    sums = alpha.new_empty((2, len(alpha), parts) if want_coefficients else 0)
+    launch(
+        "cuda",
+        "diffuse_backward",
+        dy,
+        dy.data_ptr(),
+        x0.data_ptr(),
+        alpha.data_ptr(),
+        address(noise),
+        dx0.data_ptr() if want_x0 else None,
+        sums.data_ptr() if want_coefficients else None,
+        parts,
+        TYPE_NUMBER[x0.dtype],
+        *counter,
+    )
+    if not want_coefficients:
+        return dx0, sums, sums.clone()
+    by_x0, by_noise = sums.sum(-1)
+    return dx0, by_x0.clone(), by_noise.clone()
 
 
 _NOISE = "Tensor? noise, Tensor? seed, int stream, SymInt sample_offset"
@@ -194,7 +251,8 @@ _forward = Kernel(
     f"diffuse(Tensor x0, Tensor alpha, Tensor sigma, {_NOISE}, bool want_noise) -> (Tensor x_t, Tensor kept)",
     reference=_forward_reference,
     fake=_forward_fake,
-    cpu=_forward_cpu,
+    cpu=functools.partial(_forward_native, "cpu"),
+    cuda=functools.partial(_forward_native, "cuda"),
 )
 _backward = Kernel(
     f"diffuse_backward(Tensor dy, Tensor x0, Tensor alpha, {_NOISE}, bool want_x0, bool want_coefficients) "
@@ -202,6 +260,7 @@ _backward = Kernel(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
 )
 
 

@@ -24,6 +24,7 @@ the sums are made in float64 over fixed pieces, returned in float32 (float64). D
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,10 +32,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _backends
 from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
-from .diffuse import check_batch, column
+from .diffuse import check_batch, column, launch, parts_of
 
 # The order of csrc/math/gaussian_vlb.h.
 COEFFICIENTS = (
@@ -245,7 +245,7 @@ def _settings(
     samples = x0.size(0)
     stride = len(COEFFICIENTS) if coefficients.dim() == 2 else 0
     elements = x0.numel() // samples if samples else 0
-    sizes = (TYPE_NUMBER[x0.dtype], samples, elements, torch.get_num_threads())
+    sizes = (TYPE_NUMBER[x0.dtype], samples, elements)
     return (stride, half, math.nan if clip is None else clip), sizes
 
 
@@ -261,11 +261,29 @@ def _forward_cpu(
     kept, addresses = _tensors(x0, x_t, prediction, variance, coefficients)
     nll = _nll_fake(x0)
     settings, sizes = _settings(x0, coefficients, half, clip)
-    _backends.native("_cpu").gaussian_vlb(*addresses, *settings, nll.data_ptr(), *sizes)
+    launch("cpu", "gaussian_vlb", x0, *addresses, *settings, nll.data_ptr(), *sizes)
     return nll
 
 
-def _backward_cpu(
+def _forward_cuda(
+    x0: Tensor,
+    x_t: Tensor,
+    prediction: Tensor,
+    variance: Tensor | None,
+    coefficients: Tensor,
+    half: float,
+    clip: float | None,
+) -> Tensor:
+    kept, addresses = _tensors(x0, x_t, prediction, variance, coefficients)
+    settings, sizes = _settings(x0, coefficients, half, clip)
+    parts = parts_of(sizes[2])
+    sums = x0.new_empty(x0.size(0), parts, dtype=accumulation(x0.dtype))
+    launch("cuda", "gaussian_vlb", x0, *addresses, *settings, sums.data_ptr(), parts, *sizes)
+    return sums.sum(1)
+
+
+def _backward_native(
+    backend: str,
     dnll: Tensor,
     x0: Tensor,
     x_t: Tensor,
@@ -280,7 +298,7 @@ def _backward_cpu(
     outputs = _gradients_fake(dnll, x0, x_t, prediction, variance, wanted)
     settings, sizes = _settings(x0, coefficients, half, clip)
     to = (t.data_ptr() if want else None for t, want in zip(outputs, wanted))
-    _backends.native("_cpu").gaussian_vlb_backward(*addresses, *settings, *to, *sizes)
+    launch(backend, "gaussian_vlb_backward", x0, *addresses, *settings, *to, *sizes)
     return outputs
 
 
@@ -294,6 +312,7 @@ _forward = Kernel(
     reference=_terms,
     fake=_nll_fake,
     cpu=_forward_cpu,
+    cuda=_forward_cuda,
 )
 # `wanted` says which of the gradients to x0, x_t, prediction and variance are made; the others are empty.
 _backward = Kernel(
@@ -301,7 +320,8 @@ _backward = Kernel(
     "-> (Tensor dx0, Tensor dx_t, Tensor dprediction, Tensor dvariance)",
     reference=_backward_reference,
     fake=_gradients_fake,
-    cpu=_backward_cpu,
+    cpu=functools.partial(_backward_native, "cpu"),
+    cuda=functools.partial(_backward_native, "cuda"),
 )
 # For schedules that learn: in plain PyTorch everywhere.
 _to_coefficients = Kernel(
@@ -309,6 +329,7 @@ _to_coefficients = Kernel(
     reference=_coefficients_gradient,
     fake=lambda *arguments: arguments[5].new_empty(arguments[5].shape),
     cpu=_coefficients_gradient,
+    cuda=_coefficients_gradient,
 )
 
 

@@ -26,13 +26,13 @@ def moments():
     return mean, spread + (WEIGHTS * DEVIATIONS**2).sum() * torch.eye(2)
 
 
-def solution(x):
-    """Where the equation of sampling takes x / alpha from sigma / alpha = 20 to 0.02."""
+def solution(x, high=HIGH, low=LOW):
+    """Where the equation of sampling takes x / alpha from one sigma / alpha to another."""
 
     def slope(r, flat):
         at = torch.from_numpy(flat).reshape(-1, 2)
         return ((at - denoise(at, torch.tensor(1.0), torch.tensor(r))) / r).numpy().ravel()
 
     options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-12}
-    found = solve_ivp(slope, (HIGH, LOW), x.numpy().ravel(), **options)
+    found = solve_ivp(slope, (high, low), x.numpy().ravel(), **options)
     return torch.from_numpy(found.y[:, -1]).reshape(-1, 2)

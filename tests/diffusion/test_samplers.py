@@ -1,5 +1,6 @@
 """Samplers: orders of convergence, the distributions they reach, and what they refuse."""
 
+import itertools
 import math
 
 import pytest
@@ -122,6 +123,21 @@ def test_a_vp_schedule_converges_too(paths):
     assert math.log2(found[-2] / found[-1]) > 2.5
 
 
+def test_the_start_of_the_third_order_solver():
+    """A first step alone, in the middle of the mixture: its error falls as the fourth power of its length."""
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for h in (0.05, 0.025, 0.0125):
+        sigmas = torch.tensor([0.8 * math.exp(-h), 0.8], dtype=torch.float64)
+        sampler = DPMSolverPP(
+            NoiseSchedule.from_sigmas(sigmas, prediction="x0"), order=3, final=None
+        )
+        y = sampler.sample(of_sigma, x)
+        found.append((y - solution(x, 0.8, 0.8 * math.exp(-h))).norm(dim=1).mean().item())
+    for coarse, fine in itertools.pairwise(found):
+        assert math.log2(coarse / fine) == pytest.approx(4, abs=0.15), found
+
+
 STOCHASTIC = {
     "DDPM": lambda: DDPM(NoiseSchedule.cosine(200), prediction="x0"),
     "DDIM, eta": lambda: DDIM(NoiseSchedule.cosine(200), prediction="x0", eta=1.0),
@@ -241,6 +257,16 @@ def test_a_learned_variance():
 
     torch.testing.assert_close(run("learned", 1.0), run("large", 0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(run("learned", -1.0), run("small", 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_single_step_solver_may_end_at_data_within_a_group(order):
+    """The step to sigma = 0 stands alone: it ends at the predicted x_0."""
+    sampler = DPMSolverPP(
+        NoiseSchedule.karras(2 * order), order=order, variant="singlestep", prediction="x0"
+    )
+    y = sampler.sample(lambda x, t: torch.full_like(x, 0.25), torch.randn(2, 3))
+    torch.testing.assert_close(y, torch.full_like(y, 0.25))
 
 
 def test_after_is_asked_behind_every_stage():

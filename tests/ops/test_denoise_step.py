@@ -143,6 +143,16 @@ def test_guided_sampling_has_gradients():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_each_history_counts_alone(backend, which):
+    x, h = doubles(*SHAPE, count=2)
+    name = f"history{which}"
+    with pf.use_backend(backend):
+        y, _ = pf.ops.denoise_step(x, x, row(state=2, **{name: 3}), **{name: h})
+    torch.testing.assert_close(y, 2 * x + 3 * h)
+
+
 def test_a_prediction_of_another_dtype_is_converted():
     x, m = torch.randn(2, 4, 6)
     coefficients = row(state=1, prediction=1)

@@ -66,8 +66,8 @@ def test_probabilities_sum_to_one(backend, dtype):
 
 
 # Plain PyTorch in float32 has no digits left in the far tails.
-PRECISIONS = [(b, torch.float64, 1e-12) for b in BACKENDS]
-PRECISIONS += [(b, torch.float32, 2e-6) for b in BACKENDS if b != "reference"]
+PRECISIONS = [(b, torch.float64, 1e-11) for b in BACKENDS]
+PRECISIONS += [(b, torch.float32, 4e-6) for b in BACKENDS if b != "reference"]
 
 
 @pytest.mark.parametrize(("backend", "dtype", "digits"), PRECISIONS)
@@ -81,7 +81,9 @@ def test_far_tails_and_both_sides_of_every_choice(backend, dtype, digits):
         (0.0, 0.01, 1e-3),
         (-0.5, 0.25, 0.02),
         (0.5, -0.5, 0.01),
-        (0.2, 0.1999, 0.0157),
+        (0.2, 0.1999, 0.0160),
+        (0.2, 0.1999, 0.0155),
+        (0.2, 0.2038, 0.0190),
         (0.2, 0.195, 0.0170),
         (0.2, 0.21, 0.0150),
         (-1.0, -0.9, 0.05),
@@ -112,7 +114,7 @@ def test_far_tails_and_both_sides_of_every_choice(backend, dtype, digits):
             nll = pf.ops.gaussian_vlb(at, at, m, v, coefficients)
             found = [nll, *torch.autograd.grad(nll, (m, v))]
         for a, b in zip(found, (expected, by_mean, by_log_variance)):
-            assert a.item() == pytest.approx(float(b), rel=40 * digits, abs=20 * digits), (x, mean)
+            assert a.item() == pytest.approx(float(b), rel=digits, abs=digits), (x, mean)
 
 
 def test_the_hybrid_objective_moves_the_variance_alone():
