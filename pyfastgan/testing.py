@@ -56,8 +56,10 @@ def derivatives(
     outputs = _tensors(call())
     if orders == 0 or not inputs:
         return list(outputs)
-    cotangents = tuple(_numbers(y, 1000 + k, dtype).requires_grad_() for k, y in enumerate(outputs))
-    first = torch.autograd.grad(outputs, inputs, cotangents, create_graph=orders > 1)
+    # Integers, such as an index, have no derivative.
+    smooth = tuple(y for y in outputs if y.is_floating_point())
+    cotangents = tuple(_numbers(y, 1000 + k, dtype).requires_grad_() for k, y in enumerate(smooth))
+    first = torch.autograd.grad(smooth, inputs, cotangents, create_graph=orders > 1)
     if orders == 1:
         return [*outputs, *first]
     seconds = tuple(_numbers(g, 2000 + k, dtype) for k, g in enumerate(first))
@@ -274,7 +276,7 @@ def check_backward_twice(op: Op, sample: Sample, device: str = "cpu") -> None:
         return
     for x in inputs:
         x.requires_grad_()
-    outputs = _tensors(op.function(*args, **kwargs))
+    outputs = tuple(y for y in _tensors(op.function(*args, **kwargs)) if y.is_floating_point())
     ones = tuple(torch.ones((), device=device, dtype=y.dtype).expand(y.shape) for y in outputs)
     first = torch.autograd.grad(outputs, inputs, ones, retain_graph=True)
     second = torch.autograd.grad(outputs, inputs, ones)

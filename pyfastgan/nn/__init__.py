@@ -3,5 +3,13 @@ they replace."""
 
 from .bias_act import BiasAct
 from .blocks import ConvBlock, ConvTransposeBlock, FusedSequential
+from .vector_quantizer import Quantized, VectorQuantizer
 
-__all__ = ["BiasAct", "ConvBlock", "ConvTransposeBlock", "FusedSequential"]
+__all__ = [
+    "BiasAct",
+    "ConvBlock",
+    "ConvTransposeBlock",
+    "FusedSequential",
+    "Quantized",
+    "VectorQuantizer",
+]

@@ -23,6 +23,30 @@ def check_float(argument: str, x: object) -> None:
         )
 
 
+def check_like(argument: str, x: object, name: str, like: Tensor) -> None:
+    """Refuses what is not a tensor of `like`'s shape, dtype and device; `name` is `like`'s."""
+    check_float(argument, x)
+    assert isinstance(x, Tensor)
+    if x.shape != like.shape:
+        raise ValueError(
+            f"{argument} must have the shape of {name}, {tuple(like.shape)}, got {tuple(x.shape)}"
+        )
+    if x.device != like.device:
+        raise ValueError(f"{argument} must be on {like.device} like {name}, got {x.device}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{argument} must have the dtype of {name}, {like.dtype}, got {x.dtype}")
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums are accumulated and returned in: float32 for half types."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def address(x: Tensor | None) -> int | None:
+    """The pointer that a kernel takes."""
+    return None if x is None else x.data_ptr()
+
+
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is going on. Kernels have no tangents: then the
     reference serves."""

@@ -236,6 +236,47 @@ def seed_tensor(
     return torch.full((), seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device=device)
 
 
+def noise_seed(
+    like: Tensor,
+    noise: Tensor | None,
+    seed: int | Tensor | None,
+    stream: int,
+    sample_offset: int,
+    generator: torch.Generator | None,
+) -> Tensor | None:
+    """The seed of an op that consumes noise of `like`'s shape; None where `noise` is given.
+
+    Raises:
+        TypeError, ValueError: the arguments of the noise are wrong, or both noise and a seed are
+            given.
+    """
+    samples, _ = _samples_elements(like.shape)
+    check_counter(stream, sample_offset, samples)
+    if noise is None:
+        return seed_tensor(seed, generator, like.device, samples)
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor or None, got {type(noise).__name__}")
+    if seed is not None or generator is not None:
+        raise ValueError("seed and generator must be None when noise is given")
+    if noise.shape != like.shape or noise.device != like.device:
+        raise ValueError(
+            f"noise must have shape {tuple(like.shape)} and be on {like.device}, "
+            f"got shape {tuple(noise.shape)} on {noise.device}"
+        )
+    if noise.dtype != like.dtype:
+        raise TypeError(f"noise must have dtype {like.dtype}, got {noise.dtype}")
+    return None
+
+
+def noise_arguments(
+    seed: Tensor | None, shape: Sequence[int], stream: int, sample_offset: int
+) -> tuple[Tensor | None, tuple[Any, ...]]:
+    """The seed, to be kept alive, and what a kernel that consumes noise takes after its type."""
+    if seed is not None:
+        return _launch_arguments(seed, shape, stream, sample_offset)
+    return None, (*_samples_elements(shape), None, 0, stream, sample_offset)
+
+
 def check_counter(stream: int, sample_offset: int, samples: int) -> None:
     """Refuses a stream or a range of samples that 32 bits do not hold."""
     if not 0 <= stream < 2**32:
