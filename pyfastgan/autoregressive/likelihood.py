@@ -46,8 +46,8 @@ class Softmax:
         """Maps values (...) to vectors (..., width)."""
         return nn.Embedding(self.levels, width)
 
-    def pixels(self, values: Tensor) -> Tensor:
-        """Values as the embedding takes them, pixels last but for their own numbers."""
+    def pixels(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Values as the embedding takes them."""
         return values
 
     def check(self, values: Tensor, shape: tuple[int, int]) -> None:
@@ -65,8 +65,8 @@ class Softmax:
 
     def nll(self, values: Tensor, parameters: Tensor) -> Tensor:
         """(N,) in nats, float32 or better."""
-        wide = parameters if parameters.dtype == torch.float64 else parameters.float()
-        return functional.cross_entropy(wide, values, reduction="none").flatten(1).sum(1)
+        logits = _wide(parameters)
+        return functional.cross_entropy(logits, values, reduction="none").flatten(1).sum(1)
 
     def draw(self, parameters: Tensor, seed: int, pixel: int, offset: int) -> Tensor:
         """Values (N,) of one pixel from its parameters (N, levels), by the inverse of their cdf."""
@@ -113,9 +113,9 @@ class LogisticMixture:
         beyond the border."""
         return nn.Linear(self.channels, width)
 
-    def pixels(self, values: Tensor) -> Tensor:
+    def pixels(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Values as the embedding takes them, their channels last."""
-        return values.movedim(1, -1)
+        return values.movedim(1, -1).to(dtype)
 
     def check(self, values: Tensor, shape: tuple[int, int]) -> None:
         """Raise unless these are values. Their range is looked at where that makes no GPU wait."""
@@ -132,8 +132,9 @@ class LogisticMixture:
                 raise ValueError(f"values must lie in [-1, 1], got {low:.3g} to {high:.3g}")
 
     def nll(self, values: Tensor, parameters: Tensor) -> Tensor:
-        """(N,) in nats."""
-        return discretized_mix_logistic(values.to(parameters.dtype), parameters)
+        """(N,) in nats, float32 or better."""
+        wide = _wide(parameters)
+        return discretized_mix_logistic(values.to(wide.dtype), wide)
 
     def draw(self, parameters: Tensor, seed: int, pixel: int, offset: int) -> Tensor:
         """Values (N, channels) of one pixel from its parameters (N, planes)."""
@@ -144,6 +145,10 @@ class LogisticMixture:
     def empty(self, count: int, shape: tuple[int, int], device: torch.device) -> Tensor:
         """Room for the values of `count` images."""
         return torch.zeros((count, self.channels, *shape), device=device)
+
+
+def _wide(parameters: Tensor) -> Tensor:
+    return parameters if parameters.dtype == torch.float64 else parameters.float()
 
 
 Likelihood = Softmax | LogisticMixture

@@ -72,7 +72,8 @@ class CausalNetwork(nn.Module, ABC):
         """
         self.likelihood.check(values, self.shape)
         self.check_labels(labels, len(values))
-        embedded = self.embed(self.likelihood.pixels(values)).movedim(-1, 1).contiguous()
+        pixels = self.likelihood.pixels(values, next(self.parameters()).dtype)
+        embedded = self.embed(pixels).movedim(-1, 1).contiguous()
         parameters: Tensor = self.head(self.features(embedded, labels))
         return parameters
 
