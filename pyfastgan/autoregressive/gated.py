@@ -35,8 +35,11 @@ class _Layer(nn.Module):
     pixels need no mask.
     """
 
-    def __init__(self, width: int, kernel_size: int, classes: int | None, *, first: bool) -> None:
+    def __init__(
+        self, width: int, kernel_size: int, classes: int | None, dropout: float, *, first: bool
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.first, self.reach = first, kernel_size // 2
         self.vertical = nn.Conv2d(width, 2 * width, (self.reach + 1, kernel_size))
         self.horizontal = nn.Conv2d(width, 2 * width, (1, self.reach + (not first)))
@@ -56,7 +59,8 @@ class _Layer(nn.Module):
         v = self.vertical(functional.pad(v, (self.reach, self.reach, self.reach, 0)))
         above = functional.pad(v, (0, 0, 1, -1))
         left = functional.pad(h, (self.reach, -1 if self.first else 0))
-        y = self.out(_gate(self.horizontal(left) + self.link(above) + of_h))
+        y = _gate(self.horizontal(left) + self.link(above) + of_h)
+        y = self.out(self.dropout(y))
         return _gate(v + of_v), y if self.first else h + y
 
 
@@ -117,6 +121,7 @@ class GatedPixelCNN(CausalNetwork):
         first_kernel_size: Of the first layer; odd, at least 3.
         attention: A causal attention after every so many layers; 0 for none. Its cost a pixel grows
             with the number of pixels before.
+        dropout: In training, the share of each layer's features that is dropped.
         classes: Number of classes to condition on, or None.
     """
 
@@ -130,6 +135,7 @@ class GatedPixelCNN(CausalNetwork):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         attention: int = 0,
+        dropout: float = 0.0,
         classes: int | None = None,
     ) -> None:
         super().__init__(likelihood, shape, width=width, classes=classes)
@@ -139,7 +145,9 @@ class GatedPixelCNN(CausalNetwork):
         if attention:
             check_count("attention", attention)
         self.layers = nn.ModuleList(
-            _Layer(width, first_kernel_size if first else kernel_size, classes, first=first)
+            _Layer(
+                width, first_kernel_size if first else kernel_size, classes, dropout, first=first
+            )
             for first in [True] + [False] * (layers - 1)
         )
         self.attentions = nn.ModuleDict(

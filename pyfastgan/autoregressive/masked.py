@@ -48,8 +48,9 @@ class MaskedConv2d(nn.Conv2d):
 class _Block(nn.Module):
     """The paper's residual block (figure 5): 1x1 to half the channels, masked, 1x1 back."""
 
-    def __init__(self, width: int, kernel_size: int, classes: int | None) -> None:
+    def __init__(self, width: int, kernel_size: int, classes: int | None, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         half = max(width // 2, 1)
         self.shrink = nn.Conv2d(width, half, 1)
         self.masked = MaskedConv2d(half, half, kernel_size, "B")
@@ -60,7 +61,7 @@ class _Block(nn.Module):
         y = self.masked(self.shrink(x.relu()).relu())
         if self.condition is not None:
             y = y + self.condition(labels)[:, :, None, None]
-        return x + cast("Tensor", self.grow(y.relu()))
+        return x + cast("Tensor", self.grow(self.dropout(y.relu())))
 
 
 class PixelCNN(CausalNetwork):
@@ -73,6 +74,7 @@ class PixelCNN(CausalNetwork):
         width: Channels of the maps.
         kernel_size: Of the blocks; odd.
         first_kernel_size: Of the first layer, which sees the image; odd, at least 3.
+        dropout: In training, the share of each block's features that is dropped.
         classes: Number of classes to condition on, or None.
     """
 
@@ -85,6 +87,7 @@ class PixelCNN(CausalNetwork):
         width: int = 64,
         kernel_size: int = 3,
         first_kernel_size: int = 7,
+        dropout: float = 0.0,
         classes: int | None = None,
     ) -> None:
         super().__init__(likelihood, shape, width=width, classes=classes)
@@ -92,7 +95,9 @@ class PixelCNN(CausalNetwork):
         check_kernel("kernel_size", kernel_size)
         check_kernel("first_kernel_size", first_kernel_size, at_least=3)
         self.first = MaskedConv2d(width, width, first_kernel_size, "A")
-        self.blocks = nn.ModuleList(_Block(width, kernel_size, classes) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            _Block(width, kernel_size, classes, dropout) for _ in range(layers)
+        )
 
     def features(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
         """As the base class says."""

@@ -110,6 +110,16 @@ def test_attention_sees_all_before_it() -> None:
 
 
 @every_network
+def test_dropout_is_for_training_alone(kind) -> None:
+    net, plain = network(kind, dropout=0.5), network(kind)
+    plain.load_state_dict(net.state_dict())
+    values = random_values(net, 2)
+    assert not torch.equal(net(values), net(values))
+    assert torch.equal(net.eval()(values), plain(values))
+    assert torch.equal(net.sample(2, 0), plain.sample(2, 0))
+
+
+@every_network
 def test_probabilities_of_all_small_images_sum_to_1(kind) -> None:
     net = network(kind, Softmax(2), (2, 2), classes=2).double()
     images = torch.tensor(list(itertools.product([0, 1], repeat=4))).view(16, 2, 2)

@@ -261,6 +261,8 @@ def test_bad_configuration(tmp_path: Path) -> None:
         train(out, likelihood="mixtur")
     with pytest.raises(ValueError, match="attention must be 0 in a masked network"):
         train(out, network="masked", attention=2)
+    with pytest.raises(ValueError, match="dropout must be below 1"):
+        train(out, dropout=1.0)
     with pytest.raises(ValueError, match="likelihood must be 'mixture' for images of 3 channels"):
         train(out, data="photos", image_size=8, likelihood="softmax")
     with pytest.raises(ValueError, match="levels must be 256 for a mixture"):
