@@ -61,6 +61,7 @@ format: $(VENV)/dev.stamp
 
 # What takes too long for `make test`.
 proofs: sanitize
+	$(BIN)/python -m pytest -s --timeout 1800 proofs
 
 gpu-check:
 	python3 benchmarks/gpu_check.py

@@ -18,7 +18,17 @@ __version__ = "0.1.0"
 
 __all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
 
-_LAZY = ("nn", "gan", "diffusion", "training", "data", "metrics", "bench", "testing")
+_LAZY = (
+    "nn",
+    "gan",
+    "autoregressive",
+    "diffusion",
+    "training",
+    "data",
+    "metrics",
+    "bench",
+    "testing",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pyfastgan.training import TrainConfig
 
-FAMILIES = ("gan",)
+FAMILIES = ("gan", "autoregressive")
 _RUN_OPTIONS = ("config", "out", "resume", "help")
 
 
@@ -119,8 +119,10 @@ def _train(words: list[str]) -> int:
     config = resolve_config(type(preset), values)
     if _first_process():
         print(to_yaml({"model": name, "out": str(out), **to_dict(config)}), end="", flush=True)
-    run = family.train(name, out=out, resume=first.resume, **to_dict(config))
+    decoder = _decoder(getattr(config, "codes", None))
+    run = family.train(name, out=out, resume=first.resume, **decoder, **to_dict(config))
     if _first_process():
+        _print_likelihood(run.path)
         files = sorted(path for path in run.path.iterdir() if path.is_file())
         for path in sorted(files, key=lambda path: path == run.samples):
             print(path)
@@ -239,20 +241,55 @@ def _arithmetic(family: ModuleType, model: Any, args: argparse.Namespace) -> Any
 
 def _load(run: Path) -> tuple[ModuleType, Any]:
     """The family of a run, and the model to sample from."""
+    presets = _presets()
+    family = presets[_known_run(run, presets)][0]
+    return family, family.load(run, **_decoder(_run_value(run, "codes")))
+
+
+def _decoder(codes: Any) -> dict[str, Any]:
+    """What a prior over the codes of another run needs besides: the way from them to images.
+
+    Args:
+        codes: What a configuration has under that name: the folder of the other run, or something
+            else in a family whose runs are no priors.
+    """
+    if not isinstance(codes, str):
+        return {}
+    run, presets = Path(codes), _presets()
+    family = presets[_known_run(run, presets)][0]
+    if not hasattr(family, "decode"):
+        raise ValueError(f"{run}: {family.__name__} has no codes to decode")
+    return {"decode": lambda values: family.decode(run, values)}
+
+
+def _print_likelihood(run: Path) -> None:
+    """What a run found on held-out data, of a family that measures likelihoods."""
+    file = run / "likelihood.json"
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        print(f"{found['bits_per_dim']:.4f} bits/dim on {found['held_out']} ({found['images']})")
+
+
+def _known_run(run: Path, presets: dict[str, Any]) -> str:
+    """The preset of a run."""
     from pyfastgan.training import run_name
 
-    name, presets = run_name(run), _presets()
+    name = run_name(run)
     if name not in presets:
         raise ValueError(f"{run}: {_unknown('preset', name, presets)}")
-    family = presets[name][0]
-    return family, family.load(run)
+    return name
 
 
 def _run_data(run: Path) -> str:
     """The name of the data that a run was trained on."""
+    return str(_run_value(run, "data"))
+
+
+def _run_value(run: Path, key: str) -> Any:
+    """What the configuration of a run has under a key."""
     from pyfastgan.training.config import read_config_file
 
-    return str(read_config_file(run / "config.yaml").get("data"))
+    return read_config_file(run / "config.yaml").get(key)
 
 
 def _evaluate(words: list[str]) -> int:
