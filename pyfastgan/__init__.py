@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
 
-_LAZY = ("nn", "gan", "training", "data", "metrics", "bench", "testing")
+_LAZY = ("nn", "gan", "vae", "training", "data", "metrics", "bench", "testing")
 
 
 def __getattr__(name: str) -> Any:
