@@ -1,19 +1,25 @@
-"""Variational autoencoders: bounds on the likelihood, networks, and their trainer."""
+"""Variational autoencoders, and autoencoders with a codebook: bounds, networks, and their trainers."""
 
-from pyfastgan.vae.config import VAEConfig
+from pyfastgan.vae.config import VAEConfig, VQConfig
 from pyfastgan.vae.model import VAE, importance_bound
-from pyfastgan.vae.system import VAESystem, manifold, reconstructions, traversals
-from pyfastgan.vae.trainer import PRESETS, load, train
+from pyfastgan.vae.pictures import manifold, traversals
+from pyfastgan.vae.system import VAESystem
+from pyfastgan.vae.trainer import PRESETS, decode, load, train
+from pyfastgan.vae.vq import VQVAE
+from pyfastgan.vae.vq_system import VQSystem
 
 __all__ = [
     "PRESETS",
     "VAE",
+    "VQVAE",
     "VAEConfig",
     "VAESystem",
+    "VQConfig",
+    "VQSystem",
+    "decode",
     "importance_bound",
     "load",
     "manifold",
-    "reconstructions",
     "train",
     "traversals",
 ]

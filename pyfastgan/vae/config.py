@@ -95,3 +95,41 @@ class VAEConfig(ImageConfig):
                 f" does not have: got beta={self.beta}, capacity={self.capacity},"
                 f" importance_samples={self.importance_samples}"
             )
+
+
+@dataclass(kw_only=True)
+class VQConfig(ImageConfig):
+    """How to train a VQ-VAE.
+
+    Args:
+        width: Channels of the networks.
+        halvings: Convolutions of stride 2; by default 2, or 1 for images below 16 pixels.
+        residual_blocks: In the encoder, and in the decoder.
+        codes: K, the codes of the codebook.
+        code_width: Numbers in a code.
+        codebook: ema, or loss.
+        gradient: straight-through, or rotation.
+        commitment: Weight of the distance from what the encoder says to its code.
+        decay: Of the codebook's moving averages.
+        restart_below: A code that fewer vectors a batch choose on average starts anew; 0 never.
+    """
+
+    width: int = 64
+    halvings: int | None = None
+    residual_blocks: int = 2
+    codes: int = 128
+    code_width: int = 32
+    codebook: str = "ema"
+    gradient: str = "straight-through"
+    commitment: float = 0.25
+    decay: float = 0.99
+    restart_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("width", 1), ("code_width", 1), ("codes", 2), ("residual_blocks", 0)):
+            check_number(name, getattr(self, name), int, at_least=least)
+        if self.halvings is not None:
+            check_number("halvings", self.halvings, int, at_least=1)
+        for name in ("commitment", "decay", "restart_below"):
+            check_number(name, getattr(self, name), float, at_least=0)

@@ -156,7 +156,7 @@ class VAE(nn.Module):
         sample_offset: int = 0,
     ) -> Tensor:
         """An estimate of -log p(x) in nats by importance sampling, (N,); on average too large, the
-        less so the more samples are taken. An x gets the same estimate in any batch.
+        less so the more samples are taken. The noise of an x is the same in any batch.
 
         Args:
             x: (N, ...).

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyfastgan.training import image_grid, save_png
+from pyfastgan.training import save_png
 from pyfastgan.training.files import write_text
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, first_images
 from pyfastgan.vae.model import VAE, importance_bound
 from pyfastgan.vae.networks import decoder, default_network, encoder
+from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 # Streams of the noise: steps count from 1 and take two each; the test has those before.
 _TEST_STREAM = 1
-_COLUMNS, _ROWS, _MANIFOLD = 10, 10, 20
 
 
 def build(config: VAEConfig) -> VAE:
@@ -111,16 +111,15 @@ class VAESystem:
             f" k = {found['samples']})"
         )
         weight = next(model.parameters())
-        batch = first_images(self.test or self.train, _COLUMNS * _ROWS // 2)
-        images, labels = (
-            None if part is None else part.to(weight.device)
-            for part in (batch[0], _labels(self.config, batch))
-        )
-        assert images is not None
-        save_png(reconstructions(model, images, labels), folder / "reconstructions.png")
-        save_png(traversals(model, images, labels), folder / "traversals.png")
+        batch = first_images(self.test or self.train, PAIRS)
+        batch = tuple(part.to(weight.device) for part in batch)
+        images, labels = batch[0], _labels(self.config, batch)
+        x = model.observe(images, 0, stream=_TEST_STREAM)
+        save_png(pairs(images, model.reconstruct(x, labels)), folder / "reconstructions.png")
+        save_png(traversals(model, x, labels), folder / "traversals.png")
         if model.latent_dim == 2:
-            save_png(manifold(model, labels), folder / "manifold.png")
+            label = None if labels is None else int(labels[0])
+            save_png(manifold(model, label), folder / "manifold.png")
 
 
 def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]:
@@ -151,45 +150,6 @@ def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]
         "bits_per_dim": model.bits_per_dim(nll.mean(), size).item(),
         "elbo_bits_per_dim": model.bits_per_dim(-elbo.mean(), size).item(),
     }
-
-
-def reconstructions(model: VAE, images: Tensor, labels: Tensor | None = None) -> Any:
-    """A picture: rows of images, each over a row of what the model makes of them."""
-    made = model.reconstruct(model.observe(images, 0, stream=_TEST_STREAM), labels)
-    rows = zip(images.split(_COLUMNS), made.split(_COLUMNS))
-    return image_grid(torch.cat([part for pair in rows for part in pair]), columns=_COLUMNS)
-
-
-def traversals(model: VAE, images: Tensor, labels: Tensor | None = None) -> Any:
-    """A picture: on each row one latent number of the first image goes from -3 to 3. The rows are the
-    ten numbers with the largest divergence over the images, the largest first."""
-    with torch.no_grad():
-        mean, logvar = model.encode(model.observe(images, 0, stream=_TEST_STREAM), labels)
-        kl = (mean.square() + logvar.exp() - 1 - logvar).mean(0)
-        rows = kl.argsort(descending=True)[:_ROWS]
-        z = mean[:1].expand(len(rows), _COLUMNS, -1).clone()
-        for row, number in enumerate(rows.tolist()):
-            z[row, :, number] = torch.linspace(-3, 3, _COLUMNS)
-        z = z.flatten(0, 1)
-        made = model.decode(z, None if labels is None else labels[:1].expand(len(z)))
-    return image_grid(made, columns=_COLUMNS)
-
-
-def manifold(model: VAE, labels: Tensor | None = None) -> Any:
-    """A picture of two latent numbers, each at evenly spaced quantiles of the prior (Kingma & Welling
-    2014, appendix A); a conditional model's is of the first label."""
-    if model.latent_dim != 2:
-        raise ValueError(
-            f"a manifold is drawn of 2 latent numbers, the model has {model.latent_dim}"
-        )
-    weight = next(model.parameters())
-    quantiles = (
-        torch.arange(_MANIFOLD, dtype=weight.dtype, device=weight.device) + 0.5
-    ) / _MANIFOLD
-    z = torch.cartesian_prod(*[torch.special.ndtri(quantiles)] * 2)
-    with torch.no_grad():
-        made = model.decode(z, None if labels is None else labels[:1].expand(len(z)))
-    return image_grid(made, columns=_MANIFOLD)
 
 
 def _labels(config: VAEConfig, batch: tuple[Tensor, ...]) -> Tensor | None:
