@@ -89,7 +89,7 @@ class _ConvEncoder(nn.Module):
             nn.Flatten(),
             nn.Linear(widths[-1] * (shape[-1] >> count) ** 2, outputs),
         )
-        self.to(memory_format=_LAYOUT)
+        self.to(memory_format=_LAYOUT)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, one_hot: Tensor | None = None) -> Tensor:
         if one_hot is not None:
@@ -112,7 +112,7 @@ class _ConvDecoder(nn.Module):
             *(ConvTransposeBlock(a, b, 4, 2, 1, act="relu") for a, b in pairwise(widths[:-1])),
             ConvTransposeBlock(widths[-2], widths[-1], 4, 2, 1, act="linear"),
         )
-        self.to(memory_format=_LAYOUT)
+        self.to(memory_format=_LAYOUT)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, one_hot: Tensor | None = None) -> Tensor:
         return self.main(_join(z, one_hot))
