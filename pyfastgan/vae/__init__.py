@@ -1,5 +1,6 @@
 """Variational autoencoders, and autoencoders with a codebook: bounds, networks, and their trainers."""
 
+from pyfastgan.vae.autoencoder import Autoencoder, linear_autoencoder
 from pyfastgan.vae.config import VAEConfig, VQConfig
 from pyfastgan.vae.model import VAE, importance_bound
 from pyfastgan.vae.pictures import manifold, traversals
@@ -12,12 +13,14 @@ __all__ = [
     "PRESETS",
     "VAE",
     "VQVAE",
+    "Autoencoder",
     "VAEConfig",
     "VAESystem",
     "VQConfig",
     "VQSystem",
     "decode",
     "importance_bound",
+    "linear_autoencoder",
     "load",
     "manifold",
     "train",
