@@ -65,10 +65,10 @@ def batches_of(dataset: ImageSet, device: torch.device) -> Iterator[tuple[Tensor
     return batches(dataset, order, device)
 
 
-def first_images(dataset: ImageSet, count: int) -> tuple[Tensor, ...]:
-    """The first items, stacked."""
-    items = next(batches_of(dataset, torch.device("cpu")))
-    return tuple(item[:count] for item in items)
+def some_images(dataset: ImageSet, count: int) -> tuple[Tensor, ...]:
+    """Items from all over the data, stacked: those of a folder or a file are often sorted."""
+    index = torch.arange(min(count, len(dataset))) * max(1, len(dataset) // count)
+    return next(batches(dataset, [index], torch.device("cpu")))  # type: ignore[arg-type]
 
 
 def _square(name: str, size: int | None, **options: Any) -> ImageSet:

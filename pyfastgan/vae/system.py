@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyfastgan.training import save_png
 from pyfastgan.training.files import write_text
 from pyfastgan.vae.config import VAEConfig
-from pyfastgan.vae.datasets import ImageSet, batches_of, first_images
+from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
 from pyfastgan.vae.model import VAE, importance_bound
 from pyfastgan.vae.networks import decoder, default_network, encoder
 from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
@@ -111,7 +111,7 @@ class VAESystem:
             f" k = {found['samples']})"
         )
         weight = next(model.parameters())
-        batch = first_images(self.test or self.train, PAIRS)
+        batch = some_images(self.test or self.train, PAIRS)
         batch = tuple(part.to(weight.device) for part in batch)
         images, labels = batch[0], _labels(self.config, batch)
         x = model.observe(images, 0, stream=_TEST_STREAM)

@@ -14,7 +14,7 @@ from pyfastgan.nn import VectorQuantizer
 from pyfastgan.training.files import atomic, write_text
 from pyfastgan.training.grids import save_png
 from pyfastgan.vae.config import VQConfig
-from pyfastgan.vae.datasets import ImageSet, batches_of, first_images
+from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
 from pyfastgan.vae.pictures import PAIRS, pairs
 from pyfastgan.vae.vq import VQVAE
 
@@ -84,7 +84,7 @@ class VQSystem:
         model = networks["model"]
         assert isinstance(model, VQVAE)
         weight = next(model.parameters())
-        images = first_images(self.test or self.train, PAIRS)[0].to(weight.device)
+        images = some_images(self.test or self.train, PAIRS)[0].to(weight.device)
         made = model.decode(model.encode(images))
         save_png(pairs(images, made), folder / "reconstructions.png")
         found = {"train": coded(model, self.train)}

@@ -17,6 +17,7 @@ import pyfastgan as pf
 from pyfastgan import cli
 from pyfastgan.data import ImageData, TensorData
 from pyfastgan.vae import VAEConfig, VAESystem
+from pyfastgan.vae.datasets import some_images
 from pyfastgan.vae.system import build, evaluate
 
 TINY = {
@@ -193,6 +194,13 @@ def test_own_data_without_a_test_split(tmp_path: Path) -> None:
     assert json.loads((run.path / "test.json").read_text())["images_are"].startswith("training")
     with pytest.raises(ValueError, match="data must be given"):
         pf.vae.train(run.config_file, out=tmp_path / "other")
+
+
+def test_pictures_show_images_from_all_over_the_data() -> None:
+    images = torch.linspace(-1, 1, 103).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    for count, expected in ((10, range(0, 100, 10)), (200, range(103))):
+        (chosen,) = some_images(TensorData(images), count)
+        assert torch.equal(chosen, images[list(expected)])
 
 
 def test_bad_input(tmp_path: Path) -> None:
