@@ -1,0 +1,28 @@
+"""Variational autoencoders, and autoencoders with a codebook: bounds, networks, and their trainers."""
+
+from pyfastgan.vae.autoencoder import Autoencoder, linear_autoencoder
+from pyfastgan.vae.config import VAEConfig, VQConfig
+from pyfastgan.vae.model import VAE, importance_bound
+from pyfastgan.vae.pictures import manifold, traversals
+from pyfastgan.vae.system import VAESystem
+from pyfastgan.vae.trainer import PRESETS, decode, load, train
+from pyfastgan.vae.vq import VQVAE
+from pyfastgan.vae.vq_system import VQSystem
+
+__all__ = [
+    "PRESETS",
+    "VAE",
+    "VQVAE",
+    "Autoencoder",
+    "VAEConfig",
+    "VAESystem",
+    "VQConfig",
+    "VQSystem",
+    "decode",
+    "importance_bound",
+    "linear_autoencoder",
+    "load",
+    "manifold",
+    "train",
+    "traversals",
+]

@@ -1,0 +1,156 @@
+"""The steps of a variational autoencoder's training, its test and its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyfastgan.training import save_png
+from pyfastgan.training.files import write_text
+from pyfastgan.vae.config import VAEConfig
+from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
+from pyfastgan.vae.model import VAE, importance_bound
+from pyfastgan.vae.networks import decoder, default_network, encoder
+from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# Streams of the noise: steps count from 1 and take two each; the test has those before.
+_TEST_STREAM = 1
+
+
+def build(config: VAEConfig) -> VAE:
+    """The model of a configuration."""
+    shape, classes = config.shape, config.classes if config.conditional else None
+    if config.conditional and classes is None:
+        raise ValueError("classes must be given for a conditional model without data")
+    kind = config.network or default_network(shape)
+    width = config.width or (400 if kind == "mlp" else 32)
+    d = config.latent_dim
+    return VAE(
+        encoder(kind, shape, 2 * d, width, classes or 0),
+        decoder(kind, shape, d, width, classes or 0),
+        latent_dim=d,
+        likelihood=config.likelihood,
+        classes=classes,
+    )
+
+
+class VAESystem:
+    """The system that the training loop drives: a model, its optimizer, one step.
+
+    Args:
+        config: With the shape of the images.
+        train: The data trained on.
+        test: Images kept for testing, or None: then the final figures are of the training data, and
+            say so.
+    """
+
+    averaged: tuple[str, ...] = ("model",)
+
+    def __init__(self, config: VAEConfig, train: ImageSet, test: ImageSet | None) -> None:
+        self.config, self.train, self.test = config, train, test
+        model = build(config)
+        self.networks: dict[str, nn.Module] = {"model": model}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+        }
+
+    def training_step(
+        self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
+    ) -> dict[str, Tensor]:
+        """A step on a bound, or on what beta or a capacity makes of it."""
+        config, model = self.config, self.networks["model"]
+        images, labels = batch[0], _labels(config, batch)
+        # Keyed by the step and the place in the global batch, so that noise depends neither on
+        # where a run was interrupted nor on the number of ranks.
+        place = {"seed": config.seed, "sample_offset": fabric.global_rank * len(images)}
+        x = model.observe(images, stream=2 * step, **place)  # type: ignore[operator]
+        place["stream"] = 2 * step + 1
+        if config.importance_samples > 1:
+            terms = model(x, labels, samples=config.importance_samples, **place)
+            loss = -importance_bound(*terms).mean()
+            losses = {"loss": loss}
+        else:
+            nll, kl = (part.mean() for part in model(x, labels, **place))
+            loss = nll + self._divergence_loss(kl, step)
+            losses = {"loss": loss, "nll": nll, "kl": kl}
+        optimizer = self.optimizers["model"]
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _divergence_loss(self, kl: Tensor, step: int) -> Tensor:
+        config = self.config
+        if config.capacity is None:
+            return config.beta * kl
+        target = config.capacity * min(step / config.capacity_steps, 1.0)
+        return config.beta * (kl - target).abs()
+
+    def sample(self, networks: dict[str, nn.Module], count: int, seed: int) -> Tensor:
+        """Images (count, C, H, W) in [-1, 1]; image i is the same for any count."""
+        return networks["model"].sample(count, seed)  # type: ignore[operator]
+
+    def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
+        """Test the model and write `test.json`, `reconstructions.png`, `traversals.png` and, of a
+        model with two latent numbers, `manifold.png`."""
+        model = networks["model"]
+        assert isinstance(model, VAE)
+        found = evaluate(model, self.test or self.train, self.config)
+        found["images_are"] = "test split" if self.test else "training data, there is no test split"
+        write_text(folder / "test.json", json.dumps(found, indent=2) + "\n")
+        print(
+            f"{found['images_are']}, {found['images']} images: ELBO {found['elbo']:.2f},"
+            f" NLL {found['nll']:.2f} nats ({found['bits_per_dim']:.3f} bits/dim,"
+            f" k = {found['samples']})"
+        )
+        weight = next(model.parameters())
+        batch = some_images(self.test or self.train, PAIRS)
+        batch = tuple(part.to(weight.device) for part in batch)
+        images, labels = batch[0], _labels(self.config, batch)
+        x = model.observe(images, 0, stream=_TEST_STREAM)
+        save_png(pairs(images, model.reconstruct(x, labels)), folder / "reconstructions.png")
+        save_png(traversals(model, x, labels), folder / "traversals.png")
+        if model.latent_dim == 2:
+            label = None if labels is None else int(labels[0])
+            save_png(manifold(model, label), folder / "manifold.png")
+
+
+def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]:
+    """Mean ELBO and NLL of a data set in nats, and the NLL in bits/dim.
+
+    Every model is tested on the same observations of the images (see `VAE.observe`), whatever its
+    seed. `nll_error` is the standard error of the mean over the images.
+    """
+    device = next(model.parameters()).device
+    elbos, nlls, start = [], [], 0
+    with torch.no_grad():
+        for batch in batches_of(dataset, device):
+            labels = _labels(config, batch)
+            x = model.observe(batch[0], 0, stream=_TEST_STREAM, sample_offset=start)
+            nll, kl = model(x, labels, seed=0, sample_offset=start)
+            elbos.append(-nll - kl)
+            nlls.append(model.nll(x, config.test_samples, labels, sample_offset=start))
+            start += len(x)
+    elbo, nll = torch.cat(elbos).double(), torch.cat(nlls).double()
+    size = batch[0][0].numel()
+    return {
+        "data": config.data,
+        "images": start,
+        "samples": config.test_samples,
+        "elbo": elbo.mean().item(),
+        "nll": nll.mean().item(),
+        "nll_error": (nll.std() / len(nll) ** 0.5).item(),
+        "bits_per_dim": model.bits_per_dim(nll.mean(), size).item(),
+        "elbo_bits_per_dim": model.bits_per_dim(-elbo.mean(), size).item(),
+    }
+
+
+def _labels(config: VAEConfig, batch: tuple[Tensor, ...]) -> Tensor | None:
+    return batch[1] if config.conditional else None
