@@ -197,8 +197,8 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, count: int, seed: int | None = None, labels: Tensor | None = None) -> Tensor:
-        """Images (count, C, H, W) in [-1, 1]; image i is the same for any count. A conditional model
-        takes the classes in turns where no labels are given."""
+        """Images (count, C, H, W) in [-1, 1]; image i is the same for any count, up to
+        rounding. A conditional model takes the classes in turns where no labels are given."""
         z = self.latents(count, seed)
         if labels is None and self.classes is not None:
             labels = torch.arange(count, device=z.device) % self.classes

@@ -94,7 +94,7 @@ class VAESystem:
         return config.beta * (kl - target).abs()
 
     def sample(self, networks: dict[str, nn.Module], count: int, seed: int) -> Tensor:
-        """Images (count, C, H, W) in [-1, 1]; image i is the same for any count."""
+        """Images (count, C, H, W) in [-1, 1]; image i is the same for any count, up to rounding."""
         return networks["model"].sample(count, seed)  # type: ignore[operator]
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:

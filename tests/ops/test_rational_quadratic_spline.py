@@ -192,8 +192,9 @@ def test_zuko(backend, case, slope):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_freia(backend):
-    """Numbers of FrEIA's BinnedSpline and RationalQuadraticSpline (github.com/vislearn/FrEIA, a93db01 and b5beb66; its
-    releases have no spline), with its defaults, in float64: inside and outside of a domain that has moved."""
+    """Numbers from the formulas of FrEIA's BinnedSpline and RationalQuadraticSpline (github.com/vislearn/FrEIA, a93db01
+    and b5beb66) written out apart from ours, since its releases have no spline to run: its defaults, in float64,
+    inside and outside of a domain that has moved."""
     bins = 4
     element = torch.arange(6, dtype=torch.float64)[:, None]
     column = torch.arange(3 * bins + 1, dtype=torch.float64)
