@@ -80,7 +80,8 @@ PF_FN VlbTerm<V> discretised(V x, V mean, V log_variance, Scalar<V> half) {
     const V one = splat<V>(1), zero = splat<V>(0);
     const V inverse = exponential(S(-0.5) * log_variance);
     const V z = (x - mean) * inverse, d = half * inverse;
-    const auto lowest = x<half - S(1), highest = x> S(1) - half;
+    const auto lowest = x < half - S(1);
+    const auto highest = x > S(1) - half;
     const V turn = select(highest, -one, select(lowest, one, select(z > S(0), -one, one)));
     const V u = turn * z, upper = u + d, q = absolute(upper);
 

@@ -132,6 +132,11 @@ def test_the_variational_bound_s_identity(name, deviation):
     level = torch.arange(len(schedule))
     rows = schedule.vlb_coefficients(level, "x0", torch.float64)
     column = {key: rows[:, k] for k, key in enumerate(COEFFICIENTS)}
+    # The means are those of the ancestral sampler; the first term's is the predicted x_0 alone.
+    table = DDPM(schedule, prediction="x0").table.flip(0)
+    torch.testing.assert_close(column["mean_state"], table[:, 2], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(column["mean_x0"], table[:, 3], rtol=1e-9, atol=1e-12)
+    assert column["decode"].tolist() == [1.0] + [0.0] * 999
     a, s = schedule.alpha, schedule.sigma
     to_x0 = a * v / (a**2 * v + s**2)  # the best guess of x_0 is to_x0 x_t
     left = v * s**2 / (a**2 * v + s**2)  # its variance

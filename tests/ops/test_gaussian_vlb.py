@@ -113,8 +113,9 @@ def test_far_tails_and_both_sides_of_every_choice(backend, dtype, digits):
         with pf.use_backend(backend):
             nll = pf.ops.gaussian_vlb(at, at, m, v, coefficients)
             found = [nll, *torch.autograd.grad(nll, (m, v))]
-        for a, b in zip(found, (expected, by_mean, by_log_variance)):
-            assert a.item() == pytest.approx(float(b), rel=digits, abs=digits), (x, mean)
+        for a, b, of in zip(found, (expected, by_mean, by_log_variance), (0.25, 1, 1)):
+            within = pytest.approx(float(b), rel=of * digits, abs=of * digits)
+            assert a.item() == within, (x, mean)
 
 
 def test_the_hybrid_objective_moves_the_variance_alone():
