@@ -645,7 +645,8 @@ def _to_points(x: Tensor, weight: Tensor) -> Tensor:
     x = x[:, :, :kh, :kw]
     if _is_last(x) or _is_last(weight):
         x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
-    return (x.reshape(x.size(0), -1) @ weight.reshape(features, -1).t())[:, :, None, None]
+    rows = x.reshape(-1, math.prod(weight.shape[1:]))
+    return (rows @ weight.reshape(features, -1).t())[:, :, None, None]
 
 
 def _of_points(x: Tensor, weight: Tensor) -> Tensor:
