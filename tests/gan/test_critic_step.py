@@ -69,7 +69,8 @@ def errors(
 ) -> dict[str, float]:
     """Relative to the gradient's norm, or to a part of the largest where one vanishes in theory, as
     that of the last bias under a Wasserstein loss."""
-    largest = max(float(g.detach().norm()) for g in exact.values())
+    # Where all vanish, as behind dead units, the errors are absolute.
+    largest = max(float(g.detach().norm()) for g in exact.values()) or 1 / floor
     return {
         name: float((found[name].double() - g).norm().detach())
         / max(float(g.detach().norm()), floor * largest)
