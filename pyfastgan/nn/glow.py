@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from pyfastgan._names import check_choice
 from pyfastgan.ops import affine_coupling, glow_steps
+from pyfastgan.ops._common import accumulation
 from pyfastgan.ops._glow_step import GlowParameters, mix_channels
 from pyfastgan.ops.affine_coupling import SCALES
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _positions(x: Tensor) -> int:
@@ -104,7 +101,7 @@ class ActNorm(nn.Module):
         self._ready = False
 
     def _logdet(self, x: Tensor) -> Tensor:
-        wide = _accumulated(x.dtype)
+        wide = accumulation(x.dtype)
         return (_positions(x) * self.log_scale.to(wide).sum()).expand(x.size(0))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -212,7 +209,7 @@ class InvertibleConv1x1(nn.Module):
         return mix_channels(y, self.inverse_matrix()), -self._logdet(y, self.log_abs_det())
 
     def _logdet(self, x: Tensor, log: Tensor) -> Tensor:
-        return (_positions(x) * log.to(_accumulated(x.dtype))).expand(x.size(0))
+        return (_positions(x) * log.to(accumulation(x.dtype))).expand(x.size(0))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, lu={self.lu}"
@@ -234,13 +231,13 @@ def conv_log_abs_dets(convs: Sequence[InvertibleConv1x1]) -> list[Tensor]:
     plain: dict[tuple[int, torch.device], list[int]] = {}
     for k, conv in enumerate(convs):
         if conv.lu:
-            found[k] = conv.log_diagonal.to(_accumulated(conv.log_diagonal.dtype)).sum()
+            found[k] = conv.log_diagonal.to(accumulation(conv.log_diagonal.dtype)).sum()
         else:
             plain.setdefault((conv.channels, conv.weight.device), []).append(k)
     for places in plain.values():
         stack = torch.stack([convs[k].weight.double() for k in places])
         logs = torch.linalg.slogdet(stack)[1]
-        found |= {k: logs[j].to(_accumulated(convs[k].weight.dtype)) for j, k in enumerate(places)}
+        found |= {k: logs[j].to(accumulation(convs[k].weight.dtype)) for j, k in enumerate(places)}
     return [found[k] for k in range(len(convs))]
 
 
@@ -315,7 +312,7 @@ def run_glow_steps(
     """
     steps = list(steps)
     if not steps:
-        return x, x.new_zeros(x.size(0), dtype=_accumulated(x.dtype))
+        return x, x.new_zeros(x.size(0), dtype=accumulation(x.dtype))
     if any(step.settings != steps[0].settings for step in steps):
         raise ValueError("steps must have one kind of coupling, got several")
     for step in steps:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._common import check_float, needs_grad
+from ._common import accumulation, check_float, needs_grad
 from .affine_coupling import affine_coupling
 
 
@@ -45,10 +45,6 @@ class GlowParameters(NamedTuple):
     weight: Tensor
     log_abs_det: Tensor
     network: nn.Module
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def mix_channels(x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -129,7 +125,7 @@ def _step_backward(
         z - offset.to(z.dtype).reshape(1, -1, *[1] * (z.dim() - 2)), torch.linalg.inv(wide)
     )
     dx = mix_channels(dz, matrix.T)
-    acc = _accumulated(dz.dtype)
+    acc = accumulation(dz.dtype)
     columns, rows = x.transpose(0, 1).flatten(1).to(acc), dz.transpose(0, 1).flatten(1).to(acc)
     dmatrix, doffset = rows @ columns.T, rows.sum(1)
     return x, dx, dcondition, [dmatrix.to(matrix.dtype), doffset.to(offset.dtype), *found]
@@ -146,7 +142,7 @@ class _GlowSteps(torch.autograd.Function):
         condition: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logdet = x.new_zeros(x.size(0), dtype=_accumulated(x.dtype))
+        logdet = x.new_zeros(x.size(0), dtype=accumulation(x.dtype))
         place = 0
         for network, count in zip(networks, counts, strict=True):
             x, more = _couple(
@@ -236,7 +232,7 @@ def glow_steps(
     """
     _check(x, steps, recompute)
     settings = {"scale": scale, "clamp": clamp, "shift_first": shift_first}
-    wide = _accumulated(x.dtype)
+    wide = accumulation(x.dtype)
     positions = math.prod(x.shape[2:])
     logdet = x.new_zeros((), dtype=wide)
     tensors: list[Tensor] = []

@@ -33,6 +33,7 @@ from .._names import check_choice
 from . import _backends
 from ._common import (
     TYPE_NUMBER,
+    accumulation,
     apply,
     check_float,
     dense,
@@ -44,10 +45,6 @@ from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
 # The numbers the kernels know them by.
 SCALES = {"exp": 0, "tanh": 1, "sigmoid": 2, "softclamp": 3}
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _log_scale(raw: Tensor, scale: str, clamp: float) -> Tensor:
@@ -88,7 +85,7 @@ def affine_coupling_reference(
     else:
         factor = torch.exp(log)
         y = (x + shift) * factor if shift_first else x * factor + shift
-    wide = _log_scale(raw_scale.to(_accumulated(x.dtype)), scale, clamp)
+    wide = _log_scale(raw_scale.to(accumulation(x.dtype)), scale, clamp)
     logdet = wide.reshape(x.size(0), math.prod(x.shape[1:])).sum(1)
     return y, -logdet if inverse else logdet
 
@@ -116,7 +113,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and raw_scale from the output, by formulas that autograd can follow."""
     out_dtype = y.dtype
-    dy, y, raw, shift = (t.to(_accumulated(out_dtype)) for t in (dy, y, raw, shift))
+    dy, y, raw, shift = (t.to(accumulation(out_dtype)) for t in (dy, y, raw, shift))
     sign = -1.0 if inverse else 1.0
     factor = torch.exp(sign * _log_scale(raw, scale, clamp))
     scaled = y if first != inverse else y - sign * shift  # what the factor made
@@ -132,7 +129,7 @@ def _backward_reference(dy: Tensor, dlogdet: Tensor, y: Tensor, *rest: Any) -> A
 
 
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(dense(x)), x.new_empty(x.size(0), dtype=_accumulated(x.dtype))
+    return torch.empty_like(dense(x)), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
 def _backward_fake(dy: Tensor, dlogdet: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ from .._names import check_choice
 from . import _backends
 from ._common import (
     TYPE_NUMBER,
+    address,
     apply,
     check_float,
     dense,
@@ -306,10 +307,6 @@ def _backward_backward_fake(
     return torch.empty_like(x), torch.empty_like(x), _sums_fake(x, settings[-1])
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
 def _launch_arguments(
     x: Tensor, channelwise: bool, act: str, slope: float, gain: float, clamp: float | None
 ) -> tuple[Any, ...]:
@@ -340,7 +337,7 @@ def _forward_cpu(
     mask = x.new_empty(_mask_size(x.numel()) if want_mask else 0, dtype=torch.uint8)
     _backends.native("_cpu").bias_act(
         x.data_ptr(),
-        _address(bias),
+        address(bias),
         y.data_ptr(),
         mask.data_ptr() if want_mask else None,
         *_launch_arguments(x, bias is not None, act, slope, gain, clamp),
@@ -368,10 +365,10 @@ def _backward_cpu(
     masked = at.dtype == torch.uint8
     _backends.native("_cpu").bias_act_backward(
         dy.data_ptr(),
-        _address(shift),
+        address(shift),
         None if masked else at.data_ptr(),
         at.data_ptr() if masked else None,
-        _address(bias),
+        address(bias),
         dx.data_ptr(),
         dbias.data_ptr() if want_bias else None,
         *_launch_arguments(dy, channelwise, act, slope, gain, clamp),
@@ -398,10 +395,10 @@ def _backward_backward_cpu(
     channelwise = want_bias or bias is not None or shift is not None
     _backends.native("_cpu").bias_act_backward_backward(
         ddx.data_ptr(),
-        _address(shift),
+        address(shift),
         dy.data_ptr(),
         x.data_ptr(),
-        _address(bias),
+        address(bias),
         grad_dy.data_ptr(),
         grad_x.data_ptr(),
         grad_bias.data_ptr() if want_bias else None,

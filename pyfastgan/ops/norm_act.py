@@ -49,15 +49,20 @@ from torch import Tensor
 
 from .._names import check_choice
 from . import _backends
-from ._common import TYPE_NUMBER, apply, check_float, dense, dense_like, forward_mode, needs_grad
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    apply,
+    check_float,
+    dense,
+    dense_like,
+    forward_mode,
+    needs_grad,
+)
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 from .bias_act import ACTIVATIONS
 
 NORMS = ("batch", "instance", "group", "layer")
-
-
-def _computing(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _blocks(x: Tensor, groups: int) -> Tensor:
@@ -65,7 +70,7 @@ def _blocks(x: Tensor, groups: int) -> Tensor:
     depend on its layout. batch and affine have a group a channel."""
     n, c, *space = x.shape
     blocks = x.contiguous().reshape(n, groups, c // groups, math.prod(space))
-    return blocks.to(_computing(x.dtype))
+    return blocks.to(accumulation(x.dtype))
 
 
 def _of_channels(w: Tensor | None, groups: int, default: float) -> Tensor | float:
@@ -216,13 +221,13 @@ def _backward_backward_reference(
 def _forward_fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: str, groups: int, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, dtype = _statistics_shape(x, norm, groups), _computing(x.dtype)
+    shape, dtype = _statistics_shape(x, norm, groups), accumulation(x.dtype)
     mean, var = x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
     return torch.empty_like(dense(x)), mean, var
 
 
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = _computing(x.dtype)
+    dtype = accumulation(x.dtype)
     return x.new_empty(x.size(1), dtype=dtype), x.new_empty(x.size(1), dtype=dtype)
 
 
@@ -430,7 +435,7 @@ def _parts(
     eps: float,
 ) -> tuple[Tensor | None, Tensor | None, str, int]:
     """weight, bias, norm and groups as the kernels take them."""
-    dtype = _computing(x.dtype)
+    dtype = accumulation(x.dtype)
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
     channels = x.size(1)
     if running_mean is not None and running_var is not None and not training:
@@ -503,9 +508,9 @@ def _check_parameter(argument: str, t: Tensor | None, x: Tensor) -> None:
         )
     if t.device != x.device:
         raise ValueError(f"{argument} must be on {x.device} like x, got {t.device}")
-    if t.dtype not in (x.dtype, _computing(x.dtype)):
+    if t.dtype not in (x.dtype, accumulation(x.dtype)):
         raise TypeError(
-            f"{argument} must have the dtype of x, {x.dtype}, or {_computing(x.dtype)}, got {t.dtype}"
+            f"{argument} must have the dtype of x, {x.dtype}, or {accumulation(x.dtype)}, got {t.dtype}"
         )
 
 

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from .._names import check_choice
 from . import _backends
-from ._common import TYPE_NUMBER, apply, check_float, forward_mode, needs_grad
+from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
 PARAMETERISATIONS = ("nflows", "zuko", "freia")
@@ -79,10 +79,6 @@ class _Bins(NamedTuple):
     y: Tensor
     height: Tensor
     slope: Tensor
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _soft_clip(v: Tensor, pull: float) -> Tensor:
@@ -221,7 +217,7 @@ def _core(
 ) -> tuple[Tensor, Tensor]:
     """What the kernels compute, in plain PyTorch."""
     _check_domain(x, s)
-    wide = _accumulated(x.dtype)
+    wide = accumulation(x.dtype)
     w, h, d = (t.to(wide) for t in _split(widths, heights, derivatives, s.tails))
     at = x.to(wide)
     place = _locate(at, _bins(w, h, d, s), s.inverse)
@@ -259,7 +255,7 @@ def rational_quadratic_spline_reference(
     )
     if parameterisation != "freia":
         return _core(x, widths, heights, derivatives, s)
-    wide = _accumulated(x.dtype)
+    wide = accumulation(x.dtype)
     w, h, d = (t.to(wide) for t in (widths, heights, derivatives))
     at, b = x.to(wide), _bins_freia(w, h, d, tail_bound, min_bin_width, min_bin_height)
     place = _locate(at, b, inverse)
@@ -324,7 +320,7 @@ def _backward_reference(
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     s = _Settings(*settings)
-    wide = _accumulated(x.dtype)
+    wide = accumulation(x.dtype)
     logits = [t.to(wide) for t in _split(widths, heights, derivatives, s.tails)]
     at, out, log = x.to(wide), dy.to(wide), dlogdet.to(wide)
     if not s.elementwise:
@@ -392,7 +388,7 @@ def _empty(x: Tensor) -> Tensor:
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     shape = x.shape if rest[-1] else x.shape[:1]
-    return _empty(x), x.new_empty(shape, dtype=_accumulated(x.dtype))
+    return _empty(x), x.new_empty(shape, dtype=accumulation(x.dtype))
 
 
 def _backward_fake(
@@ -709,7 +705,7 @@ def _call_freia(
     min_height: float,
 ) -> tuple[Tensor, Tensor]:
     """freia's spline is the kernel's on [0, 1] between two affine maps; logarithms undo its softmax."""
-    wide = _accumulated(x.dtype)
+    wide = accumulation(x.dtype)
     w, h, d = (t.to(wide) for t in (widths, heights, derivatives))
     b = _bins_freia(w, h, d, bound, min_width, min_height)
     across, up = b.width.sum(-1), b.height.sum(-1)
