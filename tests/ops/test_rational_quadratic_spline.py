@@ -59,12 +59,19 @@ def derivatives(function, x, parameters, dtype):
 
 
 def agree(function, bound, x, parameters, ours, theirs):
-    """Ours is as near to the truth as theirs, or is right for an x within some roundings of its own: where the spline
-    bends sharply, and at a knot, whose gradients jump, no more can be asked for."""
+    """Ours is as near to the truth as theirs, or is right for an x and for logits within some roundings of their own:
+    where the spline bends sharply, and at a knot, whose gradients jump, no more can be asked for."""
     exact = derivatives(function, x, parameters, torch.float64)
-    unit = 2 * torch.finfo(torch.float32).eps * bound
-    near = [x.double() + unit * k for k in (-16, -4, -1, 1, 4, 16)]
+    eps = torch.finfo(torch.float32).eps
+    near = [x.double() + 2 * eps * bound * k for k in (-16, -4, -1, 1, 4, 16)]
     around = [derivatives(function, t, parameters, torch.float64) for t in near]
+    g = torch.Generator().manual_seed(11)
+    for _ in range(4):  # a rounding of a logit moves every knot
+        moved = [
+            p.double() + 4 * eps * p.abs().clamp(min=1) * torch.randn(p.shape, generator=g)
+            for p in parameters
+        ]
+        around.append(derivatives(function, x, moved, torch.float64))
     for name, a, b, c, *near in zip(NAMES, ours, theirs, exact, *around):
         if c.numel() == 0:  # one bin has no inner derivatives
             continue
