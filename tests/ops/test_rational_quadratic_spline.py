@@ -59,19 +59,14 @@ def derivatives(function, x, parameters, dtype):
 
 
 def agree(function, bound, x, parameters, ours, theirs):
-    """Ours is as near to the truth as theirs, or is right for an x and for logits within some roundings of their own:
-    where the spline bends sharply, and at a knot, whose gradients jump, no more can be asked for."""
+    """Ours is as near to the truth as theirs, or is right for an x within some roundings of its own: where the spline
+    bends sharply, and at a knot, whose gradients jump, no more can be asked for."""
     exact = derivatives(function, x, parameters, torch.float64)
     eps = torch.finfo(torch.float32).eps
     near = [x.double() + 2 * eps * bound * k for k in (-16, -4, -1, 1, 4, 16)]
     around = [derivatives(function, t, parameters, torch.float64) for t in near]
-    g = torch.Generator().manual_seed(11)
-    for _ in range(4):  # a rounding of a logit moves every knot
-        moved = [
-            p.double() + 4 * eps * p.abs().clamp(min=1) * torch.randn(p.shape, generator=g)
-            for p in parameters
-        ]
-        around.append(derivatives(function, x, moved, torch.float64))
+    # A gradient by a knot's place is a difference of terms as large as dx: their roundings are left where they cancel.
+    cancelled = 4 * eps * exact[NAMES.index("dx")].abs()[..., None]
     for name, a, b, c, *near in zip(NAMES, ours, theirs, exact, *around):
         if c.numel() == 0:  # one bin has no inner derivatives
             continue
@@ -79,6 +74,8 @@ def agree(function, bound, x, parameters, ours, theirs):
         error, other = (a.double() - c).abs() / size, (b.double() - c).abs() / size
         allowed = torch.stack([(t - c).abs() / size for t in near]).amax(0)
         allowed = 2 * (allowed + other.nan_to_num().max()) + 3e-4  # theirs gives NaN at some knots
+        if name in ("dwidths", "dheights"):
+            allowed = allowed + cancelled
         assert (error <= allowed).all(), (name, (error - allowed).max().item())
     return exact
 
