@@ -1,6 +1,6 @@
 # make demo   set everything up and train a GAN on real digits to a picture
 # make test   set everything up and pass the tests
-# The rest: test-pure, sanitize, bench, lint, format, proofs, gpu-check, clean.
+# The rest: test-pure, sanitize, bench, lint, format, docs, proofs, gpu-check, clean.
 
 # The first of these that is new enough.
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(shell $(p) -c \
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
 
-.PHONY: demo test test-pure sanitize bench lint format proofs gpu-check clean
+.PHONY: demo test test-pure sanitize bench lint format docs proofs gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
@@ -59,8 +59,14 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
+# The pages as a site in build/site; a broken link or reference is an error.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -m mkdocs build --quiet --strict
+
 # What takes too long for `make test`.
 proofs: sanitize
+	PYFASTGAN_FUZZ_CALLS=100000 PYFASTGAN_KILLS=50 $(BIN)/python -m pytest --timeout 7200 \
+		tests/ops/test_fuzz.py tests/training/test_kill.py
 	$(BIN)/python -m pytest -s --timeout 1800 proofs
 
 gpu-check:
@@ -84,8 +90,8 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml $(SOURCES)
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	@echo "Installing the tools for development, and the libraries to compare with"
-	for extra in dev peers; do \
+	for extra in dev docs peers; do \
 		$(BIN)/python -c "from importlib.metadata import requires; print(*(r.split(';')[0] for r in requires('pyfastgan') if '$$extra' in r.split(';')[-1]), sep='\n')" > $(VENV)/$$extra.txt; done
-	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/dev.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r $(VENV)/dev.txt -r $(VENV)/docs.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps -r $(VENV)/peers.txt
 	@touch $@

@@ -115,7 +115,7 @@ class use_backend:
     Raises:
         ValueError: the name is none of these.
         BackendError: the backend cannot run on this machine. A call that the named backend cannot
-        serve raises it too.
+            serve raises it too.
     """
 
     def __init__(self, name: str) -> None:

@@ -47,6 +47,11 @@ def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
+def under_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of `device`."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is going on. Kernels have no tangents: then the
     reference serves."""

@@ -18,6 +18,7 @@ from ._common import (
     check_like,
     forward_mode,
     needs_grad,
+    under_autocast,
 )
 from ._registry import Kernel
 
@@ -56,7 +57,7 @@ class PerSample:
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         first, *others = tensors
-        if isinstance(first, Tensor) and torch.is_autocast_enabled(first.device.type):
+        if isinstance(first, Tensor) and under_autocast(first.device):
             first, *others = tensors = tuple(t.float() for t in tensors)
         check_float(self.inputs[0], first)
         if first.dim() < 1:

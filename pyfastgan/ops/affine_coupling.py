@@ -40,6 +40,7 @@ from ._common import (
     dense_like,
     forward_mode,
     needs_grad,
+    under_autocast,
 )
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
@@ -272,7 +273,7 @@ def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float
             )
         if t.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
-        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if t.dtype != x.dtype and not under_autocast(x.device):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
     if not (math.isfinite(clamp) and clamp > 0):
         raise ValueError(f"clamp must be finite and positive, got {clamp}")

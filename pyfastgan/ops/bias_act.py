@@ -46,6 +46,7 @@ from ._common import (
     is_channels_last,
     needs_grad,
     outer_channels_inner,
+    under_autocast,
 )
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
@@ -587,7 +588,7 @@ def _check(
             )
         if bias.device != x.device:
             raise ValueError(f"bias must be on {x.device} like x, got {bias.device}")
-        if bias.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if bias.dtype != x.dtype and not under_autocast(x.device):
             raise TypeError(f"bias must have the dtype of x, {x.dtype}, got {bias.dtype}")
     if not (math.isfinite(slope) and slope >= 0):
         raise ValueError(f"slope must be finite and at least 0, got {slope}")

@@ -80,6 +80,8 @@ def convolve_act(
 ) -> Tensor:
     """act(norm(conv(x, weight) + bias)), where `convolve` gives act(conv(x, weight) + bias) and the
     weight has the result's channels in `channels_axis`."""
+    check_float("x", x)
+    check_float("weight", weight)
     if norm is None:
         return convolve(x, weight, bias, act)
     if norm == "batch" and not training and running_mean is not None and running_var is not None:
@@ -108,7 +110,6 @@ def _folded(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """The weight and the bias of the convolution that includes the norm."""
-    check_float("weight", weight)
     if weight.dim() != 4:
         raise ValueError(f"weight must have 4 dimensions, got shape {tuple(weight.shape)}")
     shape = (weight.size(channels_axis),)

@@ -42,6 +42,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    under_autocast,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 from .random import random_uniform
@@ -301,7 +302,7 @@ def discretized_mix_logistic(x: Tensor, params: Tensor) -> Tensor:
             names it.
         RuntimeError: a second derivative is asked for.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and under_autocast(x.device):
         x, params = x.float(), params.float()
     _check(x, params)
     if forward_mode():

@@ -43,6 +43,7 @@ from ._common import (
     forward_mode,
     is_channels_last,
     needs_grad,
+    under_autocast,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 from .bias_act import ACTIVATIONS, bias_act, bias_act_reference, differentiable_backward
@@ -516,7 +517,7 @@ def _check_act(x: Tensor, features: int, bias: Tensor | None, act: str, slope: f
         raise ValueError(f"bias must have shape ({features},), got {tuple(bias.shape)}")
     if bias.device != x.device:
         raise ValueError(f"bias must be on {x.device} like x, got {bias.device}")
-    if bias.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if bias.dtype != x.dtype and not under_autocast(x.device):
         raise TypeError(f"bias must have the dtype of x, {x.dtype}, got {bias.dtype}")
 
 
@@ -524,7 +525,7 @@ def _under_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """As torch's convolutions: in the low precision, unless it is float64."""
     if isinstance(x, Tensor) and isinstance(weight, Tensor):
         kind = x.device.type
-        if torch.is_autocast_enabled(kind) and torch.float64 not in (x.dtype, weight.dtype):
+        if under_autocast(x.device) and torch.float64 not in (x.dtype, weight.dtype):
             dtype = torch.get_autocast_dtype(kind)
             return x.to(dtype), weight.to(dtype)
     return x, weight

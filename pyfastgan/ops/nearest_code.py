@@ -31,7 +31,15 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    apply,
+    check_float,
+    forward_mode,
+    needs_grad,
+    under_autocast,
+)
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 
 # Vectors whose scores the reference holds at a time.
@@ -182,7 +190,7 @@ def nearest_code(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         TypeError, ValueError: an argument has a wrong type, shape, device or dtype; the message
             names it.
     """
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and under_autocast(x.device):
         x, codebook = x.float(), codebook.float()
     _check(x, codebook)
     if forward_mode():

@@ -209,7 +209,7 @@ def seed_tensor(
     Raises:
         TypeError: the seed is neither an int nor an int64 tensor.
         ValueError: it is out of range, on another device, of another length than `samples`, or
-        given beside a generator.
+            given beside a generator.
     """
     if seed is None:
         return torch.randint(
@@ -279,6 +279,9 @@ def noise_arguments(
 
 def check_counter(stream: int, sample_offset: int, samples: int) -> None:
     """Refuses a stream or a range of samples that 32 bits do not hold."""
+    for name, value in (("stream", stream), ("sample_offset", sample_offset)):
+        if not isinstance(value, int | torch.SymInt):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream must lie in [0, 2^32), got {stream}")
     if sample_offset < 0 or sample_offset + samples > 2**32:
@@ -302,6 +305,11 @@ def _prepare(
         raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
     samples, _ = _samples_elements(shape)
     check_counter(stream, sample_offset, samples)
+    if device is not None:
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must name a device, got {device!r}: {error}") from None
     if device is None and generator is not None:
         device = generator.device
     return seed_tensor(seed, generator, device, samples), list(shape)
@@ -338,7 +346,7 @@ def random_words(
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range; the message names
-        it.
+            it.
     """
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
     return _words(key, size, stream, sample_offset)

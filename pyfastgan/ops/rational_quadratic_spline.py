@@ -47,7 +47,15 @@ from torch import Tensor
 
 from .._names import check_choice
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    apply,
+    check_float,
+    forward_mode,
+    needs_grad,
+    under_autocast,
+)
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
 PARAMETERISATIONS = ("nflows", "zuko", "freia")
@@ -669,7 +677,7 @@ def _check(
     for name, t in (("widths", widths), ("heights", heights), ("derivatives", derivatives)):
         if t.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
-        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if t.dtype != x.dtype and not under_autocast(x.device):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
     if not (math.isfinite(tail_bound) and tail_bound > 0):
         raise ValueError(f"tail_bound must be finite and positive, got {tail_bound}")

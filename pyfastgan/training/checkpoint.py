@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,26 @@ class CheckpointError(ValueError):
     """A checkpoint or a weight file that cannot be used; the message names the file."""
 
 
+def _cannot_write(path: Path, error: Exception) -> OSError:
+    """torch and safetensors say of a full disk only that a position is not what they expected."""
+    free = shutil.disk_usage(path.parent).free / 2**20
+    reason = str(error).strip().splitlines()[0]
+    return OSError(
+        f"cannot write {path}, what it held before is untouched: {reason} ({free:.0f} MiB are free on its disk)"
+    )
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run, tensors and plain values only, atomically and with checksums."""
+    """Write the state of a run, tensors and plain values only, atomically and with checksums.
+
+    Raises:
+        OSError: It could not be written: a full disk, a folder without permission.
+    """
     with atomic(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+        try:
+            torch.save({"format": FORMAT, **state}, temporary)
+        except (OSError, RuntimeError) as error:
+            raise _cannot_write(path, error) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -74,7 +91,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
 
 
 def save_weights(path: Path, networks: Mapping[str, nn.Module], metadata: dict[str, str]) -> None:
-    """Write the networks' tensors as safetensors under the keys `network.parameter`, atomically."""
+    """Write the networks' tensors as safetensors under the keys `network.parameter`, atomically.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {
@@ -84,7 +106,10 @@ def save_weights(path: Path, networks: Mapping[str, nn.Module], metadata: dict[s
         for key, value in network.state_dict().items()
     }
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise _cannot_write(path, error) from error
 
 
 def load_weights(path: str | Path, networks: Mapping[str, nn.Module]) -> None:

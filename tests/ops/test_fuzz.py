@@ -1,0 +1,173 @@
+"""Every op is called with shapes, strides, dtypes, values and settings that hypothesis makes up: it answers as the
+reference does, or both refuse with an error that says what was wrong. PYFASTGAN_FUZZ_CALLS sets how many calls there
+are; `make proofs` makes 100,000.
+"""
+
+import contextlib
+import math
+import os
+import re
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+import pyfastgan as pf
+from pyfastgan.ops._registry import FLOATS, T, ops
+from pyfastgan.testing import backends
+
+CALLS = int(os.environ.get("PYFASTGAN_FUZZ_CALLS", "2000"))
+OTHERS = (torch.int64, torch.int32, torch.bool, torch.complex64, torch.uint8)
+EXTREMES = (math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, 0.0)
+# Far from the samples' values sums cancel and knots move: of the largest value of a result.
+RELATIVE = {torch.float64: 1e-6, torch.float32: 3e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+OPS = [op for op in ops().values() if "cpu" in backends(op)]
+
+
+def small(sample):
+    values = [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, T)]
+    return sum(math.prod(v.shape) for v in values) <= 3000
+
+
+@st.composite
+def tensors(draw, x):
+    """x, with another shape, layout, type or other values."""
+    kind = draw(st.sampled_from(["size", "dim", "strides", "dtype", "values", "device"]))
+    at = draw(st.integers(0, max(x.dim() - 1, 0)))
+    if kind == "size" and x.dim():
+        size = draw(st.integers(0, x.size(at) + 2))
+        index = torch.arange(size).remainder(max(x.size(at), 1))
+        return x.index_select(at, index) if x.size(at) else x
+    if kind == "dim":
+        return (
+            x.unsqueeze(at)
+            if draw(st.booleans()) or not x.dim()
+            else x.select(at, 0)
+            if x.size(at)
+            else x
+        )
+    if kind == "strides" and x.dim():
+        how = draw(st.sampled_from(["expand", "transpose", "every other", "offset", "flipped"]))
+        if how == "expand" and x.size(at):
+            return x.narrow(at, 0, 1).expand(x.shape)
+        if how == "transpose":
+            return x.transpose(at, draw(st.integers(0, x.dim() - 1)))
+        if how == "every other":
+            return torch.stack((x, x), -1)[..., 0]
+        if how == "offset":
+            return torch.cat((x.flatten()[:1], x.flatten()))[min(1, x.numel()) :].view(x.shape)
+        return x.flip(at)
+    if kind == "dtype":
+        return x.to(draw(st.sampled_from(FLOATS + OTHERS)))
+    if kind == "device" and draw(st.integers(0, 9)) == 0:
+        return x.to("meta")
+    if kind == "values" and x.numel() and x.dtype.is_floating_point:
+        x = x.clone(memory_format=torch.contiguous_format)
+        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from(EXTREMES))
+    return x
+
+
+def others(value):
+    if isinstance(value, bool):
+        return st.sampled_from([not value, None, 2])
+    if isinstance(value, int):
+        return st.sampled_from([-1, 0, 1, 3, 1000, 1.5, None, "3"])
+    if isinstance(value, float):
+        return st.sampled_from([*EXTREMES, -1.0, 1.0, 3, None, "x"])
+    if isinstance(value, str):
+        return st.sampled_from(["", "nonsense", value.upper(), 1, None])
+    if isinstance(value, tuple):
+        return st.sampled_from([value[:-1], (*value, 2), (), (0, *value), tuple(-1 for _ in value)])
+    return st.sampled_from([None, 0, 1.0, "x", [1.0]])
+
+
+@st.composite
+def calls(draw, op):
+    sample = draw(st.sampled_from([s for s in op.samples if small(s)]))
+    args, kwargs = sample.make(draw(st.sampled_from(FLOATS)))
+    args = list(args)
+    for _ in range(draw(st.integers(0, 3))):
+        places = [(args, k) for k in range(len(args))] + [(kwargs, k) for k in sorted(kwargs)]
+        holder, key = draw(st.sampled_from(places))
+        value = holder[key]
+        tensor = isinstance(value, torch.Tensor) and draw(st.integers(0, 9)) > 0
+        holder[key] = draw(tensors(value) if tensor else others(value))
+    return args, kwargs
+
+
+def answer(op, backend, args, kwargs):
+    """Results and gradients, or the error."""
+
+    def leaf(x):
+        floating = isinstance(x, torch.Tensor) and x.is_floating_point() and op.orders
+        return x.detach().requires_grad_() if floating else x
+
+    args, kwargs = [leaf(a) for a in args], {k: leaf(v) for k, v in kwargs.items()}
+    inputs = [
+        x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.requires_grad
+    ]
+    torch.manual_seed(0)  # for a seed of None
+    with pf.use_backend(backend):
+        try:
+            outputs = op.function(*args, **kwargs)
+        except (TypeError, ValueError, pf.BackendError) as error:
+            return error
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = [y for y in outputs if isinstance(y, torch.Tensor)]
+        smooth = [y for y in outputs if y.requires_grad]
+        if not smooth:
+            return outputs
+        grads = torch.autograd.grad([y.sum() for y in smooth], inputs, allow_unused=True)
+    return [*outputs, *grads]
+
+
+def has_nan(call):
+    tensors = (t for t in (*call[0], *call[1].values()) if isinstance(t, torch.Tensor))
+    return any(t.device.type != "meta" and bool(t.isnan().any()) for t in tensors)
+
+
+def compare(ours, plain):
+    for a, b in zip(ours, plain, strict=True):
+        if a is None or b is None:
+            rest = a if b is None else b
+            assert rest is None or rest.device.type == "meta" or not rest.any()
+            continue
+        assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        if a.device.type == "meta" or not a.numel() or not a.dtype.is_floating_point:
+            continue
+        if not b.isfinite().all():
+            return
+        scale = max(b.double().abs().max().item(), 1.0)
+        error = (a.double() - b.double()).abs().max().item()
+        assert error <= RELATIVE[a.dtype] * scale, (error, scale)
+
+
+@contextlib.contextmanager
+def printed_short():
+    """A failing call is told with the ends of its tensors."""
+    torch.set_printoptions(threshold=4, edgeitems=1)
+    yield
+    torch.set_printoptions(profile="default")
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_any_call(op):
+    @settings(
+        max_examples=math.ceil(CALLS / len(OPS)),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(call=calls(op))
+    def check(call):
+        plain = answer(op, "reference", *call)
+        ours = answer(op, "cpu", *call)
+        if isinstance(plain, Exception) or isinstance(ours, Exception):
+            # A kernel that was asked for by name refuses devices that are not its own.
+            assert type(plain) is type(ours) or isinstance(ours, pf.BackendError), (plain, ours)
+            assert re.sub(r"\W", "", str(ours)), "an error that says nothing"
+            event("refused")
+        elif not has_nan(call):  # how far a NaN reaches is another check's affair: check_not_finite
+            compare(ours, plain)
+
+    with printed_short():
+        check()
