@@ -1,4 +1,4 @@
-"""A GAN of your own: plain torch modules and your own loop, with the critic's loss and its R1 penalty in one fused step.
+"""A GAN of your own: plain torch modules and your own loop, with critic loss and R1 penalty in one fused step.
 
 python examples/own_gan.py [STEPS] [PICTURE]
 """
