@@ -27,7 +27,7 @@ class TrainConfig:
         batch_size: Samples a step, over all devices together.
         seed: Seed of the networks, the order of the data and the noise.
         accelerator: Where to compute: auto, cpu, cuda, mps.
-        devices: Number of devices (processes).
+        devices: Number of devices (processes); under torchrun that is its number of processes.
         precision: 32-true, 16-mixed, bf16-mixed, bf16-true, 16-true or 64-true.
         ema_decay: Decay a step of the averaged weights that are sampled from; 0 turns averaging
             off.

@@ -331,12 +331,24 @@ def _fabric(config: TrainConfig) -> Fabric:
 
     from pyfastgan.training.ranks import GradientAverage
 
+    devices, nodes = config.devices, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun says how many processes there are
+        here, everywhere = (int(os.environ[f"{name}WORLD_SIZE"]) for name in ("LOCAL_", ""))
+        if devices not in (1, here):
+            raise ValueError(f"devices must be 1 or torchrun's {here} processes, got {devices}")
+        if config.batch_size % everywhere:
+            raise ValueError(
+                f"batch_size must be a multiple of torchrun's {everywhere} processes,"
+                f" got {config.batch_size}"
+            )
+        devices, nodes = here, everywhere // here
     try:
         return Fabric(
             accelerator=config.accelerator,
-            devices=config.devices,
+            devices=devices,
+            num_nodes=nodes,
             precision=config.precision,  # type: ignore[arg-type]
-            strategy=GradientAverage() if config.devices > 1 else "auto",
+            strategy=GradientAverage() if devices * nodes > 1 else "auto",
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
