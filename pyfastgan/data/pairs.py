@@ -169,9 +169,7 @@ def load_unpaired(where: str, *, size: int | None = None, split: str = "train") 
     """Images of two kinds in two folders; arguments and errors are those of `load_pairs`, but that no
     image needs a partner."""
     folders = _two_folders("unpaired", where, split)
-    return UnpairedData(
-        *(_read(folder, _images(folder), size)[0].stored[0] for folder in folders)
-    )
+    return UnpairedData(*(_read(folder, _images(folder), size)[0].stored[0] for folder in folders))
 
 
 def _edges(photos: Tensor) -> Tensor:
@@ -221,7 +219,9 @@ def _stem(path: Path, folder: Path) -> str:
 def _read(folder: Path, paths: list[Path], size: int | None) -> tuple[ImageData, list[str]]:
     """The images, and the names of those that could be read."""
     check_size(size)
-    sources = [Source(str(path.relative_to(folder)), functools.partial(Path, path)) for path in paths]
+    sources = [
+        Source(str(path.relative_to(folder)), functools.partial(Path, path)) for path in paths
+    ]
     data = read_images(sources, None, None, size=size, where=f"the folder {folder}")
     skipped = {name for name, _ in data.skipped}
     return data, [source.name for source in sources if source.name not in skipped]
