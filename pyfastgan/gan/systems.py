@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
+from pyfastgan.gan import conditional, cyclegan, pix2pix
 from pyfastgan.gan import config as gan_config
-from pyfastgan.gan import cyclegan, pix2pix
+from pyfastgan.gan.conditional import ConditionalConfig, load_conditional, prepare_conditional
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig, load_pix2pix
 from pyfastgan.gan.translation import translation_data
@@ -47,12 +48,14 @@ def _cyclegan(config: CycleGANConfig, own: Any) -> Prepared:
 
 
 KINDS: dict[type[TrainConfig], Kind] = {
+    ConditionalConfig: Kind("cgan", prepare_conditional, load_conditional),
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
 }
 
 PRESETS: dict[str, Any] = {
     **gan_config.PRESETS,
+    **conditional.PRESETS,
     **pix2pix.PRESETS,
     **cyclegan.PRESETS,
 }
