@@ -10,11 +10,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
-from pyfastgan.gan import conditional, cyclegan, pix2pix
+from pyfastgan.gan import conditional, cyclegan, pix2pix, progressive_system
 from pyfastgan.gan import config as gan_config
 from pyfastgan.gan.conditional import ConditionalConfig, load_conditional, prepare_conditional
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig, load_pix2pix
+from pyfastgan.gan.progressive_system import (
+    ProgressiveConfig,
+    load_progressive,
+    prepare_progressive,
+)
 from pyfastgan.gan.translation import translation_data
 from pyfastgan.training import Run, System, TrainConfig
 
@@ -51,6 +56,7 @@ KINDS: dict[type[TrainConfig], Kind] = {
     ConditionalConfig: Kind("cgan", prepare_conditional, load_conditional),
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
+    ProgressiveConfig: Kind("progan", prepare_progressive, load_progressive),
 }
 
 PRESETS: dict[str, Any] = {
@@ -58,6 +64,7 @@ PRESETS: dict[str, Any] = {
     **conditional.PRESETS,
     **pix2pix.PRESETS,
     **cyclegan.PRESETS,
+    **progressive_system.PRESETS,
 }
 
 
