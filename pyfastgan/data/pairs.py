@@ -138,31 +138,26 @@ def load_pairs(where: str, *, size: int | None = None, split: str = "train") -> 
             differing sizes without `size`, an unknown split.
     """
     folders = _two_folders("pairs", where, split)
-    found = [{_stem(path, folder): path for path in _images(folder)} for folder in folders]
-    missing = [
-        f"{path.relative_to(path_of.parent)} (nothing in {other.name})"
-        for path_of, other, mine, theirs in (
-            (folders[0], folders[1], *found),
-            (folders[1], folders[0], *found[::-1]),
-        )
-        for stem, path in mine.items()
-        if stem not in theirs
-    ]
+    found = [_by_stem(folder) for folder in folders]
+    missing = []
+    for mine, theirs in ((0, 1), (1, 0)):
+        for stem, path in found[mine].items():
+            if stem not in found[theirs]:
+                name = path.relative_to(folders[mine].parent)
+                missing.append(f"{name} (nothing in {folders[theirs].name})")
     if missing:
         more = len(missing) - _NAMED
         named = ", ".join(missing[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         raise ValueError(f"{len(missing)} images in {where} have no partner: {named}")
-    halves, kept = [], []
+    halves, rows = [], []
     for folder, mine in zip(folders, found, strict=True):
-        paths = [mine[stem] for stem in sorted(mine)]
-        data, names = _read(folder, paths, size)
+        data, names = _read(folder, list(mine.values()), size)
         halves.append(data.stored[0])
-        kept.append([_stem(folder / name, folder) for name in names])
-    both = sorted({*kept[0]} & {*kept[1]})
+        rows.append({_stem(folder / name, folder): row for row, name in enumerate(names)})
+    both = [stem for stem in rows[0] if stem in rows[1]]
     if not both:
         raise ValueError(f"no pair of images in {where} can be read")
-    chosen = [[stems.index(stem) for stem in both] for stems in kept]
-    return PairData(*(half[rows] for half, rows in zip(halves, chosen, strict=True)))
+    return PairData(*(half[[row[stem] for stem in both]] for half, row in zip(halves, rows)))
 
 
 def load_unpaired(where: str, *, size: int | None = None, split: str = "train") -> UnpairedData:
@@ -210,6 +205,19 @@ def _images(folder: Path) -> list[Path]:
     if not paths:
         raise ValueError(f"the folder {folder} holds no image")
     return paths
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images by their names without suffix, which must differ."""
+    found: dict[str, Path] = {}
+    for path in _images(folder):
+        stem = _stem(path, folder)
+        if stem in found:
+            raise ValueError(
+                f"the folder {folder} holds two images {stem}: {found[stem].name}, {path.name}"
+            )
+        found[stem] = path
+    return found
 
 
 def _stem(path: Path, folder: Path) -> str:
