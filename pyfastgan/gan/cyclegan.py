@@ -140,8 +140,6 @@ class CycleGAN:
             for name, channels in (("judge_first", first), ("judge_second", second))
         }
         generators = dict(zip(self.averaged, _generators(config), strict=True))
-        for judge in judges.values():
-            judge(torch.zeros(1, judge.channels, size, size))  # is it too deep?
         self.networks: dict[str, nn.Module] = {
             **generators,
             **judges,

@@ -71,13 +71,12 @@ class Pix2Pix:
 
     def __init__(self, config: Pix2PixConfig, shown: TwoKinds) -> None:
         self.config, self.shown = config, some_of(shown, config.sample_count)
-        size, given, made = config.shapes
+        _, given, made = config.shapes
         layers = config.discriminator_layers
         self.networks: dict[str, nn.Module] = {
             "generator": _generator(config),
             "discriminator": PatchDiscriminator(given + made, width=config.width, layers=layers),
         }
-        self.networks["discriminator"](torch.zeros(2, given + made, size, size))  # is it too deep?
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(
                 network.parameters(), config.learning_rate, config.betas, fused=True

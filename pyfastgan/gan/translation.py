@@ -51,6 +51,11 @@ class TranslationConfig(TrainConfig):
                 check_number(name, getattr(self, name), int, at_least=1)
         for name in ("width", "discriminator_layers"):
             check_number(name, getattr(self, name), int, at_least=1)
+        if self.image_size is not None and self.image_size >> self.discriminator_layers < 3:
+            raise ValueError(
+                f"discriminator_layers is {self.discriminator_layers}: so many halvings leave no patch"
+                f" of {self.image_size} pixels"
+            )
         check_number("learning_rate", self.learning_rate, float, at_least=0)
         check_betas(self.betas)
         self.betas = (self.betas[0], self.betas[1])

@@ -221,8 +221,7 @@ class _Trainer:
                 "rng": rng,
             },
         )
-        metadata = {"model": self.run.name, "phase": self._phase()}
-        save_weights(self.run.weights, average, metadata)
+        save_weights(self.run.weights, average, {"model": self.run.name})
 
     def _phase(self) -> str:
         """What the system calls the part of its training that it is in; nothing if it has none."""

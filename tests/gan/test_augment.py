@@ -85,7 +85,7 @@ def test_augmentation_is_differentiable_twice() -> None:
 
 def test_bad_policies_and_images() -> None:
     images = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(ValueError, match="augment must be one of .* did you mean 'color'"):
+    with pytest.raises(ValueError, match=r"augment must be one of .* did you mean 'color'"):
         diff_augment(images, "colour")
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.uint8"):
         diff_augment(images.byte())
