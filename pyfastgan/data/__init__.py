@@ -17,6 +17,7 @@ from pyfastgan.data.hub import has_test_split, load_hub
 from pyfastgan.data.mnist_cifar import load_cifar10, load_cifar100, load_mnist
 from pyfastgan.data.npz import has_parts, load_npz
 from pyfastgan.data.photos import load_photos
+from pyfastgan.data.stacked import load_stacked_digits, load_stacked_mnist
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
 __all__ = [
@@ -35,12 +36,17 @@ __all__ = [
 # What a configuration says about data that were handed over as an object.
 OWN = "given in Python"
 # What needs no files, by its name...
-_BUILT_IN: dict[str, Callable[..., Any]] = {"digits": load_digits, "photos": load_photos}
+_BUILT_IN: dict[str, Callable[..., Any]] = {
+    "digits": load_digits,
+    "photos": load_photos,
+    "stacked-digits": load_stacked_digits,
+}
 # ... and what is elsewhere, by a kind, a colon and the place.
 _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
     "npz": load_npz,
     "mnist": load_mnist,
+    "stacked-mnist": load_stacked_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "hf": load_hub,
@@ -57,9 +63,11 @@ def descriptions() -> dict[str, str]:
     return {
         "digits": "1,797 handwritten digits, 8x8 grey, resized to any size",
         "photos": "square crops of two photographs, colour, cut at any size",
+        "stacked-digits": "three digits in the channels of one image: 1,000 modes",
         "folder:": "PATH: images in a folder, in class folders or not",
         "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
         "mnist:": "ROOT: MNIST's idx files, or others of that format",
+        "stacked-mnist:": "ROOT: three MNIST digits in the channels of one image",
         "cifar10:": "ROOT: CIFAR-10, the python or the binary version",
         "cifar100:": "ROOT: CIFAR-100, the python or the binary version",
         "hf:": "NAME: a data set of the Hugging Face hub (needs `datasets`)",
@@ -74,7 +82,7 @@ def has_splits(name: str) -> bool:
         return has_parts(where)
     if kind == "hf":
         return has_test_split(where)
-    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100")
+    return kind.removeprefix("stacked-") in ("digits", "photos", "mnist", "cifar10", "cifar100")
 
 
 def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:

@@ -7,6 +7,7 @@ from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
+from pyfastgan.gan.mode_suite import judge_run, run_suite, system_config
 from pyfastgan.gan.objectives import (
     OBJECTIVES,
     Objective,
@@ -17,6 +18,8 @@ from pyfastgan.gan.objectives import (
     generator_slope,
     get_objective,
 )
+from pyfastgan.gan.orthogonal import orthogonal_penalty
+from pyfastgan.gan.packing import packed
 from pyfastgan.gan.penalties import (
     PENALTIES,
     Penalty,
@@ -59,10 +62,15 @@ __all__ = [
     "get_penalty",
     "gradient_penalty",
     "interpolate",
+    "judge_run",
     "load",
+    "orthogonal_penalty",
+    "packed",
     "penalty_gradient",
     "penalty_points",
     "penalty_value",
     "preset",
+    "run_suite",
+    "system_config",
     "train",
 ]
