@@ -28,7 +28,7 @@ _relu_backward = torch.ops.aten.threshold_backward
 
 
 class Passes:
-    """The passes of one network; all take and give tensors without gradients.
+    """The passes of one network, to be called under `torch.no_grad()`.
 
     Args:
         network: Its parameters are read and their `.grad` is overwritten, never added to.

@@ -224,7 +224,7 @@ def _train_and_judge(config: GANConfig, folder: Path, judge: Judge) -> None:
         found = asdict(_judged(run, judge, None))
     except ValueError as error:
         # A run that leaves the finite numbers is a result, too.
-        if "finite" not in str(error):
+        if "broken down" not in str(error):
             raise
         found = {"modes": 0, "of": len(TOYS[judge.data].modes) if judge.data in TOYS else 1000}  # type: ignore[arg-type]
         found |= {"high_quality": 0.0 if judge.data in TOYS else None, "kl": None, "samples": 0}
@@ -288,10 +288,10 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
             axes.imshow(image_grid(samples))
             continue
         assert toy.modes is not None
-        axes.scatter(
-            *toy.modes.T.numpy(), s=25, facecolors="none", edgecolors="0.6", linewidths=0.5
-        )
-        axes.scatter(*samples.T.numpy(), s=1, c="tab:blue", linewidths=0)
+        x, y = toy.modes.T.numpy()
+        axes.scatter(x, y, s=25, facecolors="none", edgecolors="0.6", linewidths=0.5)
+        x, y = samples.T.numpy()
+        axes.scatter(x, y, s=1, c="tab:blue", linewidths=0)
         reach = 1.25 * float(toy.modes.abs().max())
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)

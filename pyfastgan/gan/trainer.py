@@ -169,7 +169,7 @@ class GAN:
             return {"wasserstein_estimate": -adversarial}
         return {"discriminator_loss": adversarial}
 
-    def _penalty_noise(self, fabric: Fabric, count: int, step: int) -> dict[str, int]:
+    def _penalty_noise(self, fabric: Fabric, count: int, step: int) -> dict[str, Any]:
         return {
             "seed": self.config.seed,
             "stream": _PENALTY_STREAM + step,
@@ -312,6 +312,8 @@ def _discriminator(config: GANConfig) -> nn.Module:
         for layer in list(network.modules()):
             weight = getattr(layer, "weight", None)
             if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+                if not weight.any():  # the last layers of residual branches, of no direction
+                    nn.init.orthogonal_(weight)
                 nn.utils.parametrizations.spectral_norm(layer)
     return network
 
