@@ -1,7 +1,7 @@
 """Both players' turns where they are the networks of `mlp`, written out.
 
-With a hundred units and a few hundred points the products take a quarter of an eager step, and the
-rest is what every operation and every node of a graph costs. So here is no graph: the passes of
+With a hundred units and a few hundred points the products take less than half of an eager step, and
+the rest is what every operation and every node of a graph costs. So here is no graph: the passes of
 `passes`, for layers that are all linear with ReLU, in as few operations as they take, with gradients
 written into `.grad` where they lie.
 """

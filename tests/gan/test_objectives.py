@@ -146,6 +146,27 @@ def test_the_bound_of_an_f_divergence_reaches_it(name: str) -> None:
         assert -discriminator_loss(name, *spread(other)) < divergence
 
 
+CONVEX = {
+    "kl": lambda u: u * u.log(),
+    "reverse-kl": lambda u: -u.log(),
+    "pearson": lambda u: (u - 1).square(),
+    "squared-hellinger": lambda u: (u.sqrt() - 1).square(),
+    "jensen-shannon": lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
+    "total-variation": lambda u: (u - 1).abs() / 2,
+}
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_conjugates_are_those_of_the_definition(name: str) -> None:
+    """f*(T) = sup over u of u T - f(u), on a mesh, at outputs v with T = -real(v)."""
+    row = get_objective(name)
+    assert row.fake is not None
+    u = torch.logspace(-6, 6, 400_001, dtype=torch.float64)
+    for v in torch.linspace(-1.9, 3.0, 8, dtype=torch.float64):
+        best = (u * -row.real.value(v) - CONVEX[name](u)).max()
+        torch.testing.assert_close(row.fake.value(v), best, rtol=1e-6, atol=2e-6)
+
+
 def test_the_bound_of_total_variation_reaches_it_at_sure_outputs() -> None:
     total = 0.5 * (P - Q).abs().sum()
     side = (P - Q).sign()
