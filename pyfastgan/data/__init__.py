@@ -25,6 +25,7 @@ from pyfastgan.data.pairs import (
     load_unpaired,
 )
 from pyfastgan.data.photos import load_photos
+from pyfastgan.data.stacked import load_stacked_digits, load_stacked_mnist
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
 __all__ = [
@@ -50,12 +51,14 @@ _BUILT_IN: dict[str, Callable[..., Any]] = {
     "photos": load_photos,
     "digits2bold": load_digits2bold,
     "edges2photos": load_edges2photos,
+    "stacked-digits": load_stacked_digits,
 }
 # ... and what is elsewhere, by a kind, a colon and the place.
 _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
     "npz": load_npz,
     "mnist": load_mnist,
+    "stacked-mnist": load_stacked_mnist,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "hf": load_hub,
@@ -76,9 +79,11 @@ def descriptions() -> dict[str, str]:
         "photos": "square crops of two photographs, colour, cut at any size",
         "digits2bold": "pairs: a digit, and the same thick and black on white",
         "edges2photos": "pairs: the edges of a photograph, and the photograph",
+        "stacked-digits": "three digits in the channels of one image: 1,000 modes",
         "folder:": "PATH: images in a folder, in class folders or not",
         "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
         "mnist:": "ROOT: MNIST's idx files, or others of that format",
+        "stacked-mnist:": "ROOT: three MNIST digits in the channels of one image",
         "cifar10:": "ROOT: CIFAR-10, the python or the binary version",
         "cifar100:": "ROOT: CIFAR-100, the python or the binary version",
         "hf:": "NAME: a data set of the Hugging Face hub (needs `datasets`)",
@@ -95,7 +100,7 @@ def has_splits(name: str) -> bool:
         return has_parts(where)
     if kind == "hf":
         return has_test_split(where)
-    return kind in (*_BUILT_IN, "mnist", "cifar10", "cifar100")
+    return kind in (*_BUILT_IN, "mnist", "cifar10", "cifar100", "stacked-mnist")
 
 
 def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | PairData | UnpairedData:

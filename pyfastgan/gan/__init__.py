@@ -12,6 +12,7 @@ from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, ImageHistory
 from pyfastgan.gan.dcgan import Discriminator, Generator
 from pyfastgan.gan.latent import draw_normal, interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
+from pyfastgan.gan.mode_suite import judge_run, run_suite, system_config
 from pyfastgan.gan.objectives import (
     OBJECTIVES,
     Objective,
@@ -23,6 +24,7 @@ from pyfastgan.gan.objectives import (
     get_objective,
 )
 from pyfastgan.gan.orthogonal import orthogonal_penalty
+from pyfastgan.gan.packing import packed
 from pyfastgan.gan.penalties import (
     PENALTIES,
     Penalty,
@@ -93,11 +95,15 @@ __all__ = [
     "get_penalty",
     "gradient_penalty",
     "interpolate",
+    "judge_run",
     "load",
     "orthogonal_penalty",
+    "packed",
     "penalty_gradient",
     "penalty_points",
     "penalty_value",
     "preset",
+    "run_suite",
+    "system_config",
     "train",
 ]

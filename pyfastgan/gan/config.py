@@ -11,6 +11,7 @@ from pyfastgan._names import check_choice
 from pyfastgan.data import TOYS
 from pyfastgan.gan.augment import check_smoothing, parse_policy
 from pyfastgan.gan.dcgan import IMAGE_SIZES
+from pyfastgan.gan.mlp import HIDDEN_LAYERS
 from pyfastgan.gan.objectives import get_objective
 from pyfastgan.gan.penalties import get_penalty
 from pyfastgan.training import TrainConfig
@@ -31,10 +32,15 @@ class GANConfig(TrainConfig):
         channels: Of the images, 1 for grey ones; by default as the data have. Nothing to an mlp.
         width: Channels of the maps of half the image size, doubled by every halving of the map; the
             units of an mlp's hidden layers.
+        hidden_layers: Of an mlp.
         latent_dim: Numbers in a latent vector.
         discriminator_norm: Whether a dcgan discriminator has batch norm.
+        spectral_norm: Whether the discriminator's weights are divided by their largest singular value.
+        orthogonal_weight: Of the orthogonal regularisation of the discriminator's weights.
+        pack: Samples that the discriminator judges at once (PacGAN).
         objective: What the players minimise: minimax, non-saturating, least-squares, hinge, wgan,
-            relativistic.
+            relativistic, or a divergence: kl, reverse-kl, pearson, squared-hellinger, jensen-shannon,
+            total-variation.
         penalty: Of the discriminator's gradient: wgan-gp, wgan-gp-one-sided, r1, r2, r1r2, dragan or
             none.
         penalty_weight: Its weight, at least 0.
@@ -57,8 +63,12 @@ class GANConfig(TrainConfig):
     image_size: int | None = None
     channels: int | None = None
     width: int = 64
+    hidden_layers: int = HIDDEN_LAYERS
     latent_dim: int = 100
     discriminator_norm: bool = True
+    spectral_norm: bool = False
+    orthogonal_weight: float = 0.0
+    pack: int = 1
     objective: str = "non-saturating"
     penalty: str = "none"
     penalty_weight: float = 10.0
@@ -83,8 +93,14 @@ class GANConfig(TrainConfig):
         if self.image_size not in (None, *IMAGE_SIZES):
             sizes = ", ".join(map(str, IMAGE_SIZES))
             raise ValueError(f"image_size must be one of {sizes}, got {self.image_size}")
-        for name in ("width", "latent_dim", "discriminator_steps", "penalty_interval"):
+        counts = "width hidden_layers latent_dim pack discriminator_steps penalty_interval"
+        for name in counts.split():
             check_number(name, getattr(self, name), int, at_least=1)
+        if self.batch_size // self.devices % self.pack:
+            raise ValueError(
+                "batch_size must be a multiple of pack on every device,"
+                f" got {self.batch_size} on {self.devices} and {self.pack}"
+            )
         get_objective(self.objective)
         check_smoothing(self.label_smoothing, self.objective)
         if self.penalty != "none":
@@ -94,7 +110,7 @@ class GANConfig(TrainConfig):
                     f"label_smoothing needs penalty none, got {self.penalty!r}: steps with a penalty"
                     " have the objective's own labels"
                 )
-        for name in ("learning_rate", "penalty_weight", "clip"):
+        for name in ("learning_rate", "penalty_weight", "orthogonal_weight", "clip"):
             check_number(name, getattr(self, name), float, at_least=0)
         self.betas = (self.betas[0], self.betas[1])
         for beta in self.betas:
@@ -165,9 +181,40 @@ _POINTS: dict[str, Any] = {
     "batch_size": 256,
     "sample_count": 1000,
 }
+# What the systems of the mode suite share: points in the plane with networks of 2 x 128 units...
+MODES: dict[str, Any] = {
+    "data": "ring8",
+    "architecture": "mlp",
+    "width": 128,
+    "hidden_layers": 2,
+    "latent_dim": 2,
+    "batch_size": 512,
+    "steps": 4000,
+    "penalty_weight": 0.1,
+    "learning_rate": 1e-3,
+    "betas": (0.0, 0.9),
+    "log_every": 100,
+    "sample_every": 0,
+    "checkpoint_every": 0,
+    "sample_count": 2500,
+}
+# ... and stacked digits with DCGAN's.
+STACKED: dict[str, Any] = {
+    "data": "stacked-digits",
+    "image_size": 8,
+    "channels": 3,
+    "width": 64,
+    "steps": 4000,
+    "penalty_weight": 1.0,
+    "betas": (0.5, 0.999),
+    "log_every": 100,
+    "sample_every": 0,
+    "checkpoint_every": 0,
+}
 POINT_PRESETS: dict[str, GANConfig] = {
     "wgan": replace(PRESETS["wgan"], **_POINTS),
     "wgan-gp": replace(PRESETS["wgan-gp"], **_POINTS, penalty_weight=0.1, betas=(0.5, 0.9)),
+    "r3gan": GANConfig(**MODES, objective="relativistic", penalty="r1r2"),
 }
 
 

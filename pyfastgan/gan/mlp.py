@@ -1,4 +1,4 @@
-"""The networks for points in the plane of Gulrajani et al. 2017: three hidden layers with ReLU."""
+"""Networks for points in the plane: hidden layers with ReLU, three as in Gulrajani et al. 2017."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyfastgan.gan.dcgan import check_latent, draw_latents, draw_samples
 
-_HIDDEN = 3
+HIDDEN_LAYERS = 3
 
 
 class MLPGenerator(nn.Module):
@@ -19,10 +19,17 @@ class MLPGenerator(nn.Module):
     Raises `ValueError` or `TypeError` for latent vectors of another shape or an integer dtype.
     """
 
-    def __init__(self, latent_dim: int = 2, *, dimension: int = 2, width: int = 512) -> None:
+    def __init__(
+        self,
+        latent_dim: int = 2,
+        *,
+        dimension: int = 2,
+        width: int = 512,
+        hidden_layers: int = HIDDEN_LAYERS,
+    ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.main = _layers(latent_dim, width, dimension)
+        self.main = _layers(latent_dim, [width] * hidden_layers, dimension)
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.main(check_latent(latent, self.latent_dim))
@@ -45,21 +52,22 @@ class MLPGenerator(nn.Module):
 class MLPCritic(nn.Module):
     """Points (N, dimension) to scores (N,)."""
 
-    def __init__(self, dimension: int = 2, *, width: int = 512) -> None:
+    def __init__(
+        self, dimension: int = 2, *, width: int = 512, hidden_layers: int = HIDDEN_LAYERS
+    ) -> None:
         super().__init__()
-        self.main = _layers(dimension, width, 1)
+        self.main = _layers(dimension, [width] * hidden_layers, 1)
 
     def forward(self, points: Tensor) -> Tensor:
         return self.main(points).reshape(-1)
 
 
-def _layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
+def _layers(inputs: int, widths: list[int], outputs: int) -> nn.Sequential:
     """Weights of variance 2 / fan-in before a ReLU (He et al. 2015), and biases of zero."""
-    sizes = [inputs, *[width] * _HIDDEN]
     layers: list[Any] = []
-    for before, after in itertools.pairwise(sizes):
+    for before, after in itertools.pairwise([inputs, *widths]):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    layers.append(nn.Linear(width, outputs))
+    layers.append(nn.Linear(widths[-1], outputs))
     for layer in layers[::2]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)

@@ -7,11 +7,13 @@ sample, (N,) or (N, 1), or patches (N, 1, h, w), which are averaged.
 
 Half-precision outputs are computed and returned in float32, since the square of 1e4 does not fit
 float16; float32 and float64 stay what they are. All losses are finite for outputs up to 1e4 in size,
-and a NaN output gives a NaN loss.
+but for the exponentials of kl, reverse-kl and squared-hellinger, which leave float32 at outputs of
+about 88; a NaN output gives a NaN loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,6 +63,25 @@ _TO_ZERO = Term(lambda x: 0.5 * x.square(), lambda x: x)
 _ABOVE_ONE = Term(lambda x: torch.relu(1 - x), lambda x: -(~(x >= 1)).to(x.dtype))
 _BELOW_MINUS_ONE = Term(lambda x: torch.relu(1 + x), lambda x: (~(x <= -1)).to(x.dtype))
 
+_EXP_DOWN = Term(lambda x: (-x).exp(), lambda x: -(-x).exp())
+_LOG_2 = math.log(2.0)
+
+
+def _sure(x: Tensor) -> Tensor:
+    """2 D (1 - D)."""
+    d = torch.sigmoid(x)
+    return 2 * d * (1 - d)
+
+
+def _variational(real: Term, fake: Term) -> Objective:
+    """Nowozin et al. 2016, equation 4, with v for the output and T = g_f(v): the discriminator
+    maximises E_p T - E_q f*(T), which is at most D_f(p, q) and reaches it where T = f'(p / q); the
+    generator minimises it. `real` is -T, `fake` is f*(T), both as functions of v.
+    """
+    generator = Term(lambda x: -fake.value(x), lambda x: -fake.slope(x))
+    return Objective(real, fake, generator)
+
+
 OBJECTIVES: dict[str, Objective] = {
     # Goodfellow et al. 2014, "Generative adversarial nets", equation 1, proposition 1 and theorem
     # 1: the discriminator's minimum log 4 - 2 JSD(p, q) is reached at D = p / (p + q); the
@@ -83,6 +104,31 @@ OBJECTIVES: dict[str, Objective] = {
     # Jolicoeur-Martineau 2019, "The relativistic discriminator", the paired loss of section 4.1;
     # with R1 and R2 that of R3GAN (Huang et al. 2024, "The GAN is dead; long live the GAN!").
     "relativistic": Objective(_LIKELY, None, _LIKELY, pairs=True),
+    # Nowozin et al. 2016, "f-GAN", tables 1, 2 and 6: minus the minimum of each is the divergence
+    # D_f(p, q) = E_q f(p / q). All T rise with v, so that real samples have the high outputs.
+    # f = u log u, T = v, f* = exp(T - 1): KL(p, q) at v = 1 + log p/q.
+    "kl": _variational(_RAISE, Term(lambda x: (x - 1).exp(), lambda x: (x - 1).exp())),
+    # f = -log u, T = -exp(-v), f* = -1 - log(-T): KL(q, p) at v = log p/q.
+    "reverse-kl": _variational(_EXP_DOWN, Term(lambda x: x - 1, torch.ones_like)),
+    # f = (u - 1)^2, T = v, f* = T^2 / 4 + T: E_q (p/q - 1)^2 at v = 2 (p/q - 1).
+    "pearson": _variational(_RAISE, Term(lambda x: 0.25 * x.square() + x, lambda x: 0.5 * x + 1)),
+    # f = (sqrt u - 1)^2, T = 1 - exp(-v), f* = T / (1 - T): sum (sqrt p - sqrt q)^2 at
+    # v = log(p/q) / 2.
+    "squared-hellinger": _variational(
+        Term(lambda x: (-x).exp() - 1, _EXP_DOWN.slope),
+        Term(lambda x: x.exp() - 1, torch.exp),
+    ),
+    # f = u log u - (u + 1) log((u + 1) / 2), T = log 2 - softplus(-v), f* = -log(2 - exp T): twice
+    # JSD(p, q), since this f is without the usual 1/2, at v = log p/q. It is minimax up to log 4.
+    "jensen-shannon": _variational(
+        Term(lambda x: softplus(-x) - _LOG_2, _LIKELY.slope),
+        Term(lambda x: softplus(x) - _LOG_2, torch.sigmoid),
+    ),
+    # f = |u - 1| / 2, T = tanh(v) / 2, f* = T: sum |p - q| / 2, in the limit v = +-inf.
+    "total-variation": _variational(
+        Term(lambda x: 0.5 - (2 * x).sigmoid(), lambda x: -_sure(2 * x)),
+        Term(lambda x: (2 * x).sigmoid() - 0.5, lambda x: _sure(2 * x)),
+    ),
 }
 
 

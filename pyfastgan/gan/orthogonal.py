@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
@@ -40,3 +40,8 @@ def add_orthogonal_gradients(weights: Iterable[Tensor], strength: float) -> None
             turned = rows @ (rows.mT @ rows)
         found = torch.addcmul(turned, lengths, rows, value=-1).view_as(weight)
         weight.grad.add_(found.to(weight.grad.dtype), alpha=4 * strength)
+
+
+def matrices(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear and convolutional layers that are trained, and their like."""
+    return [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]

@@ -19,7 +19,10 @@ from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.level_sets import level_set_picture
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
+from pyfastgan.gan.mlp_step import Passes, critics_turn, generators_turn
 from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_objective
+from pyfastgan.gan.orthogonal import add_orthogonal_gradients, matrices
+from pyfastgan.gan.packing import packed
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
 from pyfastgan.gan.systems import KINDS, PRESETS, preset
 from pyfastgan.ops import random_normal
@@ -68,6 +71,13 @@ class GAN:
         self.optimizers = {
             name: _optimizer(network, config) for name, network in self.networks.items()
         }
+        # In another precision, and behind a parametrisation, the written passes are not those of
+        # the networks.
+        self._passes: dict[str, Passes] | None = None
+        plain = config.precision == "32-true" and not config.spectral_norm
+        plain = plain and config.label_smoothing == 0
+        if config.architecture == "mlp" and plain:
+            self._passes = {name: Passes(net) for name, net in self.networks.items()}  # type: ignore[arg-type]
 
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
@@ -91,20 +101,22 @@ class GAN:
             sample_offset=fabric.global_rank * len(real),
             device=real.device,
         )
+        if self._passes is not None:
+            real = packed(real, self.config.pack)
+            return self._written_step(fabric, self._passes, real, latent, step)
         with torch.set_grad_enabled(generators_turn):
             fake = generator(latent)
 
         offset = fabric.global_rank * len(real)
-        shown = [
-            self._shown(images, use, step, offset)
-            for use, images in ((_REAL, real), (_FAKE, fake.detach()))
-        ]
-        losses = self._discriminator_step(fabric, *shown, step)
+        shown = self._shown(real, _REAL, step, offset)
+        losses = self._discriminator_step(
+            fabric, shown, self._shown(fake.detach(), _FAKE, step, offset), step
+        )
         if generators_turn:
             # Frozen, since the gradients of its weights would be computed only to be thrown away.
             discriminator.requires_grad_(False)
             objective = self.config.objective
-            judged = discriminator(shown[0]) if get_objective(objective).pairs else None
+            judged = discriminator(shown) if get_objective(objective).pairs else None
             fake = self._shown(fake, _GENERATORS, step, offset)
             loss = generator_loss(objective, discriminator(fake), judged)
             self._descend(fabric, "generator", loss)
@@ -113,32 +125,80 @@ class GAN:
         return losses
 
     def _shown(self, images: Tensor, use: int, step: int, offset: int) -> Tensor:
-        """The images as the discriminator sees them."""
+        """The images as the discriminator sees them: augmented, then in packs."""
         seed = derive_seed(self.config.seed, use)
         policy = self.config.augment
-        return diff_augment(images, policy, seed=seed, stream=step, sample_offset=offset)
+        shown = diff_augment(images, policy, seed=seed, stream=step, sample_offset=offset)
+        return packed(shown, self.config.pack)
+
+    def _written_step(
+        self, fabric: Fabric, passes: dict[str, Passes], real: Tensor, latent: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """`training_step` of an mlp, on the samples in their packs."""
+        config, generator, critic = self.config, passes["generator"], passes["discriminator"]
+        with torch.no_grad():
+            kept, made = generator.forward(latent)
+        fake = packed(made, config.pack)
+        due = config.penalty != "none" and step % config.penalty_interval == 0
+        adversarial, penalty, norm = critics_turn(
+            critic,
+            real,
+            fake,
+            objective=config.objective,
+            penalty=config.penalty if due else None,
+            weight=config.penalty_weight * config.penalty_interval,
+            **self._penalty_noise(fabric, len(real), step),
+        )
+        self._step_discriminator()
+        losses = self._logged(adversarial)
+        if due:
+            losses |= {"penalty": penalty, "gradient_norm": norm}
+        if step % config.discriminator_steps == 0:
+            value, by_sample = generators_turn(critic, real, fake, objective=config.objective)
+            with torch.no_grad():
+                generator.write(generator.backward(kept, by_sample.reshape(made.shape)), kept)
+            self.optimizers["generator"].step()
+            losses["generator_loss"] = value
+        return losses
 
     def _discriminator_step(
         self, fabric: Fabric, real: Tensor, fake: Tensor, step: int
     ) -> dict[str, Tensor]:
         config, discriminator = self.config, self.networks["discriminator"]
-        losses: dict[str, Tensor] = {}
-        if config.penalty == "none":
-            of_real = discriminator(real)
-            loss = discriminator_loss(config.objective, of_real, discriminator(fake))
-            if config.label_smoothing > 0:
-                loss = loss + smoothing_loss(config.label_smoothing, of_real)
-            self._descend(fabric, "discriminator", loss)
-            adversarial = loss.detach()
-        else:
+        if config.penalty != "none":
             losses, adversarial = self._penalised_step(fabric, real, fake, step)
+            return {**self._logged(adversarial), **losses}
+        of_real = discriminator(real)
+        loss = discriminator_loss(config.objective, of_real, discriminator(fake))
+        if config.label_smoothing > 0:
+            loss = loss + smoothing_loss(config.label_smoothing, of_real)
+        self.optimizers["discriminator"].zero_grad()
+        fabric.backward(loss)
+        self._step_discriminator()
+        return self._logged(loss.detach())
+
+    def _step_discriminator(self) -> None:
+        """With its gradients there: the regularisation and the bounds of its weights."""
+        config, discriminator = self.config, self.networks["discriminator"]
+        if config.orthogonal_weight > 0:
+            add_orthogonal_gradients(matrices(discriminator), config.orthogonal_weight)
+        self.optimizers["discriminator"].step()
         if config.clip > 0:
             with torch.no_grad():
                 torch._foreach_clamp_min_(list(discriminator.parameters()), -config.clip)
                 torch._foreach_clamp_max_(list(discriminator.parameters()), config.clip)
-        if config.objective == "wgan":
-            return {"wasserstein_estimate": -adversarial, **losses}
-        return {"discriminator_loss": adversarial, **losses}
+
+    def _logged(self, adversarial: Tensor) -> dict[str, Tensor]:
+        if self.config.objective == "wgan":
+            return {"wasserstein_estimate": -adversarial}
+        return {"discriminator_loss": adversarial}
+
+    def _penalty_noise(self, fabric: Fabric, count: int, step: int) -> dict[str, Any]:
+        return {
+            "seed": self.config.seed,
+            "stream": _PENALTY_STREAM + step,
+            "sample_offset": fabric.global_rank * count,
+        }
 
     def _penalised_step(
         self, fabric: Fabric, real: Tensor, fake: Tensor, step: int
@@ -149,8 +209,7 @@ class GAN:
         critic = getattr(network, "module", network)
         dtype = next(critic.parameters()).dtype
         scaler = getattr(fabric.strategy.precision, "scaler", None)
-        optimizer = self.optimizers["discriminator"]
-        optimizer.zero_grad()
+        self.optimizers["discriminator"].zero_grad()
         due = step % config.penalty_interval == 0
         with fabric.autocast():
             result = critic_step(
@@ -163,12 +222,10 @@ class GAN:
                 interval=config.penalty_interval,
                 # Scaling a 1 brings the scaler to life, which the optimizer's step expects.
                 loss_scale=1.0 if scaler is None else float(scaler.scale(real.new_ones(()))),
-                seed=config.seed,
-                stream=_PENALTY_STREAM + step,
-                sample_offset=fabric.global_rank * len(real),
+                **self._penalty_noise(fabric, len(real), step),
                 synchronize=False,  # the strategy averages when the optimizer steps
             )
-        optimizer.step()
+        self._step_discriminator()
         if not due:
             return {}, result.adversarial
         return {
@@ -191,7 +248,12 @@ class GAN:
         generator = networks["generator"]
         if self.config.architecture == "mlp":
             samples = generator.sample(_PICTURED_POINTS, self.config.seed)  # type: ignore[operator]
-            critic = self.networks["discriminator"]
+            judge, pack = self.networks["discriminator"], self.config.pack
+
+            def critic(points: Tensor) -> Tensor:
+                """Of packs of one and the same point."""
+                return judge(points.repeat(1, pack))
+
             save_png(level_set_picture(critic, samples, self.points), folder / "level_sets.png")
             return
         ends = generator.latents(2 * _ROWS, self.config.seed)  # type: ignore[operator]
@@ -280,16 +342,31 @@ def load(run: Run | str | Path) -> nn.Module:
 
 def _generator(config: GANConfig) -> nn.Module:
     if config.architecture == "mlp":
-        return MLPGenerator(config.latent_dim, width=config.width)
+        return MLPGenerator(
+            config.latent_dim, width=config.width, hidden_layers=config.hidden_layers
+        )
     size, channels = config.image_shape
     network = ResidualGenerator if config.architecture == "residual" else Generator
     return network(size, channels=channels, width=config.width, latent_dim=config.latent_dim)
 
 
 def _discriminator(config: GANConfig) -> nn.Module:
+    network = _judge(config)
+    if config.spectral_norm:
+        for layer in list(network.modules()):
+            weight = getattr(layer, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+                if not weight.any():  # the last layers of residual branches, of no direction
+                    nn.init.orthogonal_(weight)
+                nn.utils.parametrizations.spectral_norm(layer)
+    return network
+
+
+def _judge(config: GANConfig) -> nn.Module:
     if config.architecture == "mlp":
-        return MLPCritic(width=config.width)
+        return MLPCritic(2 * config.pack, width=config.width, hidden_layers=config.hidden_layers)
     size, channels = config.image_shape
+    channels *= config.pack
     if config.architecture == "residual":
         return ResidualCritic(size, channels=channels, width=config.width)
     norm = "batch" if config.discriminator_norm else None

@@ -17,6 +17,7 @@ from pyfastgan.metrics.inception import Inception
 from pyfastgan.metrics.inception_score import inception_score
 from pyfastgan.metrics.kernel import kernel_distance
 from pyfastgan.metrics.manifold import density_coverage, precision_recall
+from pyfastgan.metrics.modes import ModeCount, count_modes, count_stacked_modes
 
 __all__ = [
     "FEATURES",
@@ -28,7 +29,10 @@ __all__ = [
     "Extractor",
     "ImageClassifier",
     "Inception",
+    "ModeCount",
     "Pixels",
+    "count_modes",
+    "count_stacked_modes",
     "density_coverage",
     "digits_classifier",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyfastgan.metrics.features import batches_of
+from pyfastgan.training.checkpoint import load_weights, save_weights
 
 FEATURES = 64
 _STEPS, _BATCH, _RATE = 500, 128, 2e-3
@@ -24,12 +26,13 @@ class ImageClassifier:
     Args:
         data: Images with labels, as `pyfastgan.data.load` gives them.
         name: What the data are, for `name`.
+        weights: A file that `save` wrote: nothing is trained then.
 
     Raises:
         ValueError: Data without labels, or with a single class.
     """
 
-    def __init__(self, data: Any, name: str) -> None:
+    def __init__(self, data: Any, name: str, weights: Path | None = None) -> None:
         if (data.classes or 0) < 2:
             raise ValueError(f"a classifier needs labels of two classes or more, {name} has none")
         self.shape, self.classes = tuple(data.shape), int(data.classes)
@@ -49,7 +52,17 @@ class ImageClassifier:
                 nn.ReLU(),
             )
             self._head = nn.Linear(FEATURES, self.classes)
-        self._train(data)
+        if weights is None:
+            self._train(data)
+        else:
+            load_weights(weights, self._networks())
+
+    def save(self, path: Path) -> None:
+        """Write the weights, as safetensors."""
+        save_weights(path, self._networks(), {"name": self.name})
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"hidden": self._hidden, "head": self._head}
 
     @torch.enable_grad()
     def _train(self, data: Any) -> None:

@@ -154,6 +154,14 @@ COMBINATIONS = [
     ("least-squares", "dragan"),
     ("wgan", "wgan-gp-one-sided"),
 ]
+VARIATIONAL = [
+    ("kl", "r1"),
+    ("reverse-kl", None),
+    ("pearson", "wgan-gp"),
+    ("squared-hellinger", "r1r2"),
+    ("jensen-shannon", "dragan"),
+    ("total-variation", "r2"),
+]
 
 
 def make(name: str, dtype: torch.dtype = torch.float64, gain: float = 1.0) -> nn.Module:

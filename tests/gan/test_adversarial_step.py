@@ -57,7 +57,14 @@ def same(network: nn.Module, gradients: list[Tensor]) -> None:
 @pytest.mark.parametrize("kind", ["leaky relu", "silu", "batch norm, fixed"])
 @pytest.mark.parametrize(
     ("loss", "penalty"),
-    [("relativistic", "r1r2"), ("non-saturating", "r1"), ("wgan", "wgan-gp"), ("hinge", None)],
+    [
+        ("relativistic", "r1r2"),
+        ("non-saturating", "r1"),
+        ("wgan", "wgan-gp"),
+        ("hinge", None),
+        ("squared-hellinger", "r1"),
+        ("total-variation", None),
+    ],
 )
 def test_both_players_gradients(update: str, kind: str, loss: str, penalty: str | None) -> None:
     generator, critic, real, z = players(kind)

@@ -12,7 +12,7 @@ from typing import Any
 import critics
 import pytest
 import torch
-from critics import COMBINATIONS, CRITICS, SHAPE
+from critics import COMBINATIONS, CRITICS, SHAPE, VARIATIONAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -83,6 +83,8 @@ CASES = [
     for k, name in enumerate(CRITICS)
     for j in (0, 1, 3)
 ]
+CASES += [("residual", *pair, False) for pair in VARIATIONAL]
+CASES += [("silu", *pair, True) for pair in VARIATIONAL[:2]]
 
 
 @pytest.mark.parametrize(("name", "loss", "penalty", "last"), CASES)

@@ -22,6 +22,8 @@ from pyfastgan.gan.objectives import (
 # is sharp.
 REAL = torch.tensor([1, 2, 4, 5, 8])
 FAKE = torch.tensor([7, 1, 5, 4, 3])
+# Their losses grow as the exponential of an output.
+EXPONENTIALS = ("kl", "reverse-kl", "squared-hellinger")
 P, Q = (counts.double() / 20 for counts in (REAL, FAKE))
 
 
@@ -113,6 +115,95 @@ def test_hinge_optimum() -> None:
             assert discriminator_loss("hinge", *spread(tried)) >= best - 1e-12
 
 
+# From the definition D_f(p, q) = sum q f(p / q), and T* = f'(p / q) as an output v with g_f(v) = T*.
+RATIO = P / Q
+DIVERGENCES = {
+    "kl": ((P * RATIO.log()).sum(), 1 + RATIO.log()),
+    "reverse-kl": (-(Q * RATIO.log()).sum(), RATIO.log()),
+    "pearson": ((Q * (RATIO - 1).square()).sum(), 2 * (RATIO - 1)),
+    "squared-hellinger": ((P.sqrt() - Q.sqrt()).square().sum(), RATIO.log() / 2),
+    "jensen-shannon": (2 * jensen_shannon(), RATIO.log()),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_bound_of_an_f_divergence_reaches_it(name: str) -> None:
+    """At outputs found by descent, which are those that the derivative of f gives."""
+    divergence, outputs = DIVERGENCES[name]
+    found = best_logits(name)
+    torch.testing.assert_close(found, outputs, rtol=0, atol=1e-6)
+    real, fake = spread(found)
+    torch.testing.assert_close(
+        -discriminator_loss(name, real, fake), divergence, rtol=0, atol=1e-11
+    )
+    # The generator minimises what of the bound depends on it.
+    rest = get_objective(name).real.value(real).mean()
+    torch.testing.assert_close(generator_loss(name, fake) - rest, divergence, rtol=0, atol=1e-11)
+    # No bound is above the divergence.
+    torch.manual_seed(0)
+    for scale in (0.1, 1.0, 4.0):
+        other = found + scale * torch.randn(5, dtype=torch.float64)
+        assert -discriminator_loss(name, *spread(other)) < divergence
+
+
+CONVEX = {
+    "kl": lambda u: u * u.log(),
+    "reverse-kl": lambda u: -u.log(),
+    "pearson": lambda u: (u - 1).square(),
+    "squared-hellinger": lambda u: (u.sqrt() - 1).square(),
+    "jensen-shannon": lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(),
+    "total-variation": lambda u: (u - 1).abs() / 2,
+}
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_conjugates_are_those_of_the_definition(name: str) -> None:
+    """f*(T) = sup over u of u T - f(u), on a mesh, at outputs v with T = -real(v)."""
+    row = get_objective(name)
+    assert row.fake is not None
+    u = torch.logspace(-6, 6, 400_001, dtype=torch.float64)
+    for v in torch.linspace(-1.9, 3.0, 8, dtype=torch.float64):
+        best = (u * -row.real.value(v) - CONVEX[name](u)).max()
+        torch.testing.assert_close(row.fake.value(v), best, rtol=1e-6, atol=2e-6)
+
+
+def test_the_bound_of_total_variation_reaches_it_at_sure_outputs() -> None:
+    total = 0.5 * (P - Q).abs().sum()
+    side = (P - Q).sign()
+    values = [-discriminator_loss("total-variation", *spread(v * side)) for v in (1.0, 5.0, 20.0)]
+    assert values[0] < values[1] < total
+    torch.testing.assert_close(values[2], total, rtol=0, atol=1e-15)
+    assert -discriminator_loss("total-variation", *spread(-20 * side)) < 0
+
+
+def test_jensen_shannon_is_minimax_up_to_log_4() -> None:
+    real, fake = spread(torch.tensor([-3.0, 0.5, 2.0, -0.1, 9.0], dtype=torch.float64))
+    for slopes in zip(
+        discriminator_slopes("jensen-shannon", real, fake),
+        discriminator_slopes("minimax", real, fake),
+        strict=True,
+    ):
+        torch.testing.assert_close(*slopes, rtol=0, atol=0)
+    difference = discriminator_loss("minimax", real, fake) - discriminator_loss(
+        "jensen-shannon", real, fake
+    )
+    torch.testing.assert_close(difference.item(), math.log(4), rtol=0, atol=1e-14)
+
+
+def test_wasserstein_is_the_shift_where_jensen_shannon_stays_log_2() -> None:
+    """Arjovsky et al. 2017, example 1: atoms that do not overlap, at every distance but 0."""
+    atoms = torch.arange(5, dtype=torch.float64)
+    for shift in (0.0, 0.25, 3.5, -7.25):
+        # Over f of slope 1 on the line, of which sign(shift) x is the best for a shift.
+        critic = math.copysign(1.0, -shift)
+        distance = -discriminator_loss("wgan", critic * atoms, critic * (atoms + shift))
+        assert distance.item() == pytest.approx(abs(shift), abs=1e-12)
+        # The best logits: +-inf where only one of the two lies, 0 where both do equally.
+        sure = torch.full((5,), 0.0 if shift == 0 else 40.0, dtype=torch.float64)
+        twice = -discriminator_loss("jensen-shannon", sure, -sure)
+        assert twice.item() / 2 == pytest.approx(0.0 if shift == 0 else math.log(2), abs=1e-12)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_generator_gains_by_raising_its_logits(name: str) -> None:
     fake = torch.zeros(4, requires_grad=True)
@@ -121,12 +212,14 @@ def test_generator_gains_by_raising_its_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("size", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("size", [-1e4, -8.0, 0.0, 8.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_extreme_logits_stay_finite_and_exact(name: str, size: float, dtype: torch.dtype) -> None:
     """Against float64 arithmetic by hand, where log(1 + exp(1e4)) is 1e4 to the last bit."""
     logits = torch.full((3,), size, dtype=dtype, requires_grad=True)
     exact = float(logits[0].detach().double())
+    if name in EXPONENTIALS and abs(size) > 80:
+        return
     up, down = (max(value, 0.0) + math.log1p(math.exp(-abs(value))) for value in (exact, -exact))
     expected = {
         "minimax": (up + down, -up),
@@ -135,7 +228,18 @@ def test_extreme_logits_stay_finite_and_exact(name: str, size: float, dtype: tor
         "hinge": (max(0.0, 1 - exact) + max(0.0, 1 + exact), -exact),
         "wgan": (0.0, -exact),
         "relativistic": (math.log(2), down),
-    }[name]
+        "jensen-shannon": (up + down - math.log(4), math.log(2) - up),
+        "pearson": (0.25 * exact**2, -0.25 * exact**2 - exact),
+        "total-variation": (0.0, -0.5 * math.tanh(exact)),
+    }
+    if name in EXPONENTIALS:
+        grown, shrunk = math.exp(exact), math.exp(-exact)
+        expected |= {
+            "kl": (grown / math.e - exact, -grown / math.e),
+            "reverse-kl": (shrunk + exact - 1, 1 - exact),
+            "squared-hellinger": (grown + shrunk - 2, 1 - grown),
+        }
+    expected = expected[name]
     against = torch.zeros_like(logits)
     losses = discriminator_loss(name, logits, logits), generator_loss(name, logits, against)
     for loss, value in zip(losses, expected, strict=True):
@@ -180,7 +284,9 @@ def test_gradients_of_both_orders(name: str) -> None:
 def test_unknown_objective_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="'least_squares'; did you mean 'least-squares'"):
         get_objective("least_squares")
-    with pytest.raises(ValueError, match=r"least-squares, hinge, wgan, relativistic, got 'zzz'$"):
+    with pytest.raises(
+        ValueError, match=r"hinge, wgan, relativistic, kl, reverse-kl, .*variation, got 'zzz'$"
+    ):
         get_objective("zzz")
 
 
@@ -220,8 +326,9 @@ def test_slopes_are_the_derivatives_of_the_losses(name: str, shape: tuple[int, .
     """Large and small outputs on both sides of every kink, and on it."""
     torch.manual_seed(2)
     real, fake = (3 * torch.randn(shape, dtype=torch.float64) for _ in range(2))
-    real.view(-1)[:4] = torch.tensor([1.0, 900.0, 0.5, -0.5])
-    fake.view(-1)[:4] = torch.tensor([-1.0, -900.0, -0.5, 0.5])
+    large = 30.0 if name in EXPONENTIALS else 900.0
+    real.view(-1)[:4] = torch.tensor([1.0, large, 0.5, -0.5])
+    fake.view(-1)[:4] = torch.tensor([-1.0, -large, -0.5, 0.5])
     real.requires_grad_(True), fake.requires_grad_(True)
     loss = discriminator_loss(name, real, fake)
     expected = torch.autograd.grad(loss, (real, fake))
