@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyfastgan.flow.config import PRESETS, FlowConfig, preset
 from pyfastgan.flow.images import Glow, ImageNSF, ImageRealNVP
+from pyfastgan.flow.layers import Chain
 from pyfastgan.flow.model import Flow
+from pyfastgan.flow.pictures import density_picture, interpolation, temperatures
+from pyfastgan.flow.system import FlowSystem
+from pyfastgan.flow.trainer import load, train
 from pyfastgan.flow.vectors import IAF, MAF, DenseNSF, DenseRealNVP
 
-__all__ = ["IAF", "MAF", "NSF", "Flow", "Glow", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "NSF",
+    "PRESETS",
+    "Chain",
+    "DenseNSF",
+    "DenseRealNVP",
+    "Flow",
+    "FlowConfig",
+    "FlowSystem",
+    "Glow",
+    "ImageNSF",
+    "ImageRealNVP",
+    "RealNVP",
+    "density_picture",
+    "interpolation",
+    "load",
+    "preset",
+    "temperatures",
+    "train",
+]
 
 
 def RealNVP(shape: int | tuple[int, int, int], **options: Any) -> Flow:

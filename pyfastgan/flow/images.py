@@ -229,7 +229,7 @@ class ImageNSF(_ImageFlow):
             for _ in range(steps):
                 outputs = SplineCoupling.numbers(bins) * (channels // 2)
                 network = ConvNet(channels // 2, outputs, width=width, condition=extra)
-                start_as_identity(network.final_layer.bias, bins)
+                start_as_identity(network.final_layer, bins)
                 coupling = SplineCoupling(channels, network, bins=bins, tail_bound=tail_bound)
                 made += [ActNorm(channels), InvertibleConv1x1(channels, lu=True), coupling]
             return made

@@ -35,7 +35,7 @@ def initialize(layer: nn.Module, x: Tensor, condition: Tensor | None = None) -> 
     if isinstance(layer, (Chain, GlowSteps, MultiScale, GlowStep)):
         return layer.init(x, condition)
     if hasattr(layer, "init"):
-        return layer.init(x)  # type: ignore[operator, no-any-return]
+        return layer.init(x)  # type: ignore[operator]
     y: Tensor = layer(x, condition)[0]
     return y
 
@@ -320,7 +320,7 @@ class Inverse(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.layer.inverse(x, condition)  # type: ignore[operator, no-any-return]
+        return self.layer.inverse(x, condition)  # type: ignore[operator]
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.layer(y, condition)  # type: ignore[no-any-return]
+        return self.layer(y, condition)

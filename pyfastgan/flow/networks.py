@@ -32,7 +32,8 @@ class ResidualNet(nn.Module):
         _check(inputs=inputs, outputs=outputs, width=width)
         self.initial_layer = nn.Linear(inputs + condition, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
-        self.final_layer = _zero(nn.Linear(width, outputs))
+        self.final_layer = nn.Linear(width, outputs)
+        _zero(self.final_layer)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         if condition is not None:
@@ -69,7 +70,8 @@ class ConvNet(nn.Module):
         _check(inputs=inputs, outputs=outputs, width=width)
         self.first = nn.Conv2d(inputs, width, 3, 1, 1)
         self.middle = nn.Conv2d(width, width, 1)
-        self.final_layer = _zero(nn.Conv2d(width, outputs, 3, 1, 1))
+        self.final_layer = nn.Conv2d(width, outputs, 3, 1, 1)
+        _zero(self.final_layer)
         self.shift = nn.Linear(condition, width, bias=False) if condition else None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -128,7 +130,8 @@ class MADE(nn.Module):
         self.initial_layer = MaskedLinear(hidden[:, None] >= inputs)
         self.context_layer = nn.Linear(condition, width) if condition else None
         self.blocks = nn.ModuleList(_MaskedBlock(hidden) for _ in range(blocks))
-        self.final_layer = _zero(MaskedLinear(outputs[:, None] > hidden))
+        self.final_layer = MaskedLinear(outputs[:, None] > hidden)
+        _zero(self.final_layer)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x = self.initial_layer(x)
@@ -153,7 +156,6 @@ def _check(**counts: int) -> None:
         check_number(name, count, int, at_least=1)
 
 
-def _zero(layer: nn.Module) -> nn.Module:
+def _zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return layer

@@ -150,7 +150,7 @@ class DenseNSF(Flow):
 
         def spline(kept: int, changed: int, mask: Tensor) -> nn.Module:
             network = ResidualNet(kept, each * changed, **options)
-            start_as_identity(network.final_layer.bias, bins, parameterisation)
+            start_as_identity(network.final_layer, bins, parameterisation)
             return SplineCoupling(features, network, bins=bins, mask=mask, **settings)
 
         made = coupling_layers(features, affine, front) if affine else []
@@ -160,7 +160,7 @@ class DenseNSF(Flow):
             check_number("layers", layers, int, at_least=1)
             for _ in range(layers):
                 network = MADE(features, each, **options)
-                start_as_identity(network.final_layer.bias, bins, parameterisation)
+                start_as_identity(network.final_layer, bins, parameterisation)
                 made += mixing_layers(mixing, features)
                 made.append(SplineAutoregressive(network, **settings))
         else:
@@ -214,8 +214,8 @@ class MAF(Flow):
 
 
 class IAF(MAF):
-    """Inverse autoregressive flow (Kingma et al. 2016): samples in one pass of each network, log p(x) of other points in
-    D. Arguments as for `MAF`."""
+    """Inverse autoregressive flow (Kingma et al. 2016): samples in one pass of each network, log p(x) of other points
+    in D. Arguments as for `MAF`."""
 
     _inverted = True
 
@@ -225,7 +225,9 @@ _UNIT_SOFTPLUS = float(torch.tensor(0.999, dtype=torch.float64).expm1().log())
 
 
 @torch.no_grad()
-def start_as_identity(bias: Tensor, bins: int, parameterisation: str = "nflows") -> None:
-    """Sets the biases of derivatives, of a network whose last layer is zero, so that every spline is the identity."""
+def start_as_identity(layer: nn.Module, bins: int, parameterisation: str = "nflows") -> None:
+    """Sets the biases of derivatives in a network's last layer, which is zero, so that every spline is the identity."""
     if parameterisation == "nflows":  # the others' are 1 at zero
+        bias = layer.bias
+        assert isinstance(bias, Tensor)
         bias.view(-1, 3 * bins - 1)[:, 2 * bins :] = _UNIT_SOFTPLUS
