@@ -6,7 +6,7 @@ from typing import Any
 
 from pyfastgan.flow.config import PRESETS, FlowConfig, preset
 from pyfastgan.flow.images import Glow, ImageNSF, ImageRealNVP
-from pyfastgan.flow.layers import Chain
+from pyfastgan.flow.layers import Chain, Flatten
 from pyfastgan.flow.model import Flow
 from pyfastgan.flow.pictures import density_picture, interpolation, temperatures
 from pyfastgan.flow.system import FlowSystem
@@ -21,6 +21,7 @@ __all__ = [
     "Chain",
     "DenseNSF",
     "DenseRealNVP",
+    "Flatten",
     "Flow",
     "FlowConfig",
     "FlowSystem",

@@ -73,6 +73,8 @@ class ConvNet(nn.Module):
         self.final_layer = nn.Conv2d(width, outputs, 3, 1, 1)
         _zero(self.final_layer)
         self.shift = nn.Linear(condition, width, bias=False) if condition else None
+        # On a CPU a pass at 16 x 16 takes half the time, though what comes in and goes out lies otherwise.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x = self.first(x)
