@@ -21,7 +21,7 @@ from pyfastgan.flow.system import evaluate
 CASES = {
     "moons": (1.0076, 0.03, {}),
     "8gaussians": (2.8319, 0.03, {}),
-    "checkerboard": (3.4657, 0.03, {"bins": 32, "tail_bound": 5.0, "width": 128}),
+    "checkerboard": (3.4657, 0.03, {"bins": 32, "tail_bound": 5.0, "learning_rate": 2e-3}),
     "funnel": (3.9365, 0.06, {}),
 }
 POINTS = 1_000_000
