@@ -38,7 +38,7 @@ class FlowConfig(TrainConfig):
         image_size: Pixels a side; by default as the data have.
         channels: Of the images; by default as the data have.
         classes: Of a conditional model; by default as the data have.
-        temperature: Of the samples in the pictures.
+        temperature: Of samples, those of the loaded model too.
         learning_rate: Of Adam.
         warmup_steps: In which the learning rate rises evenly from 0.
         decay_steps: In which it then falls to 0 along half a cosine, counted from the start; 0 never.

@@ -54,6 +54,7 @@ class Flow(nn.Module):
         self.transform, self.shape, self.base = transform, tuple(shape), base
         self.dequantize, self.classes, self.condition = dequantize, classes, condition
         self.size = math.prod(shape)
+        self.temperature = 1.0  # of samples where none is given
 
     def forward(
         self,
@@ -129,7 +130,7 @@ class Flow(nn.Module):
         count: int,
         seed: int | None = None,
         *,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
         """x (count, *shape); sample i is the same for any count, up to rounding.
@@ -137,9 +138,12 @@ class Flow(nn.Module):
         Args:
             count: How many.
             seed: By default one is drawn from torch's generator.
-            temperature: Factor of the base's standard deviation.
+            temperature: Factor of the base's standard deviation; by default `self.temperature`, which is 1, or that of
+                the run that the model was loaded from.
             condition: Of a conditional model; without it the classes are taken in turns.
         """
+        if temperature is None:
+            temperature = self.temperature
         z = self.latents(count, seed, temperature=temperature)
         if condition is None and self.classes is not None:
             condition = torch.arange(count, device=z.device) % self.classes

@@ -34,6 +34,12 @@ _DIGIT_LEVELS, _BYTES = 17, 256
 
 def build(config: FlowConfig) -> Flow:
     """The model of a configuration: of points in the plane without an image_size."""
+    model = _build(config)
+    model.temperature = config.temperature
+    return model
+
+
+def _build(config: FlowConfig) -> Flow:
     classes = config.classes if config.conditional else None
     if config.conditional and classes is None:
         raise ValueError("classes must be given for a conditional model without data")
@@ -137,7 +143,7 @@ class FlowSystem:
 
     def sample(self, networks: dict[str, nn.Module], count: int, seed: int) -> Tensor:
         """Images (count, C, H, W) in [-1, 1], or points (count, 2), at the configuration's temperature."""
-        return networks["model"].sample(count, seed, temperature=self.config.temperature)  # type: ignore[operator]
+        return networks["model"].sample(count, seed)  # type: ignore[operator]
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
         """Test the model and write `likelihood.json`; of images `temperatures.png` and `interpolation.png`, of points

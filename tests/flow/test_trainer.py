@@ -147,6 +147,7 @@ def test_digits_are_learned_and_tested_on_the_others(tmp_path: Path) -> None:
     assert run.config.data == "digits:train"
     assert run.config.levels == 17
     model = pf.flow.load(run)
+    assert torch.equal(model.sample(5, seed=1), model.sample(5, seed=1, temperature=0.7))
     images = pf.data.load("digits:test").tensors[0]
     bits = model.bits_per_dim(images, seed=0).mean().item()
     assert bits == pytest.approx(found["bits_per_dim"], rel=1e-5)
