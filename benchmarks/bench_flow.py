@@ -2,9 +2,9 @@
 computed again.
 
 The spline flows have 5 couplings with the networks that nflows' tests build (residual, 5 blocks of 30 units), K = 8,
-and a batch of 512. Eager Glow is the same model as the field writes it: actnorm, convolution and coupling apart, each
-half masked out and put together again. A step is zero_grad, forward, backward, clipping, Adam; ours has the fused Adam
-that the trainer takes, the others Adam as it comes.
+and a batch of 512; their eager form is nflows' own model. Eager Glow is the same model as the field writes it:
+actnorm, convolution and coupling apart, its halves cut out and put together again. A step is zero_grad, forward,
+backward, clipping, Adam; ours has the fused Adam that the trainer takes, the others Adam as it comes.
 """
 
 import pytest
@@ -142,13 +142,16 @@ def eager_glow(images, prepare=lambda network: network):
 @pytest.mark.parametrize("features", [64, 2])
 def test_nsf_step(measure, benchmark, features):
     x = torch.randn(512, features)
+    with FlopCounterMode(display=False) as counter:
+        nflows_nsf(x)()
     row = Row(
         "NSF training step",
         f"{features}-D, 5 couplings, 5 blocks of 30, K=8, batch 512",
-        lambda: {"ours": our_nsf(x), "nflows": nflows_nsf(x)},
+        lambda: {"ours": our_nsf(x), "eager": nflows_nsf(x)},
         bytes=0,
+        flops=counter.get_total_flops(),
     )
-    result = measure(row, [ops()["rational_quadratic_spline"]])
+    result = measure(row, [ops()["rational_quadratic_spline"]], compile_eager=False)
     benchmark.extra_info |= result["ratios"]
     benchmark(our_nsf(x))
 
@@ -164,11 +167,15 @@ def test_glow_step(measure, benchmark, recompute):
         lambda: {
             "ours": our_glow(images, recompute),
             "eager": eager_glow(images),
-            **({"ours, stored": our_glow(images, False)} if recompute else {}),
+            **(
+                {"ours, stored": our_glow(images, False)}
+                if recompute
+                else {"compile": eager_glow(images, torch.compile)}
+            ),
         },
         bytes=0,
         flops=counter.get_total_flops(),
     )
-    result = measure(row, [ops()["affine_coupling"]])
+    result = measure(row, [ops()["affine_coupling"]], compile_eager=not recompute)
     benchmark.extra_info |= result["ratios"]
     benchmark.pedantic(our_glow(images, recompute), rounds=3)
