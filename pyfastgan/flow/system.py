@@ -19,6 +19,7 @@ from pyfastgan.flow.pictures import density_picture, interpolation, temperatures
 from pyfastgan.flow.vectors import MAF, DenseNSF, DenseRealNVP
 from pyfastgan.training import save_png
 from pyfastgan.training.files import write_text
+from pyfastgan.training.ranks import average_gradients
 from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class FlowSystem:
         optimizer.zero_grad()
         fabric.backward(nll / size if images else nll)
         if config.clip_norm > 0:
+            if fabric.world_size > 1:  # else each rank would clip its own
+                average_gradients(optimizer)
             fabric.clip_gradients(
                 self.networks["model"],
                 optimizer,

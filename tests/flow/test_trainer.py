@@ -30,6 +30,7 @@ TINY = {
 }
 FABRIC = SimpleNamespace(
     global_rank=0,
+    world_size=1,
     backward=lambda loss: loss.backward(),
     clip_gradients=lambda network, optimizer, max_norm, **_: torch.nn.utils.clip_grad_norm_(
         network.parameters(), max_norm
