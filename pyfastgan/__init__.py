@@ -21,6 +21,7 @@ __all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
 _LAZY = (
     "nn",
     "gan",
+    "flow",
     "vae",
     "autoregressive",
     "diffusion",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pyfastgan.training import TrainConfig
 
-FAMILIES = ("gan", "vae", "autoregressive")
+FAMILIES = ("gan", "flow", "vae", "autoregressive")
 _RUN_OPTIONS = ("config", "out", "resume", "help")
 
 
@@ -280,7 +280,8 @@ def _print_likelihood(run: Path) -> None:
     file = run / "likelihood.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
-        print(f"{found['bits_per_dim']:.4f} bits/dim on {found['held_out']} ({found['images']})")
+        count = found.get("images", found.get("points"))
+        print(f"{found['bits_per_dim']:.4f} bits/dim on {found['held_out']} ({count})")
 
 
 def _known_run(run: Path, presets: dict[str, Any]) -> str:

@@ -161,7 +161,9 @@ class InvertibleConv1x1(nn.Module):
             self.channels, device=self.lower.device, dtype=self.lower.dtype
         )
         upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
-        return self.permutation @ lower @ upper
+        # Rounded, it would have another determinant.
+        with torch.autocast(lower.device.type, enabled=False):
+            return self.permutation @ lower @ upper
 
     def log_abs_det(self) -> Tensor:
         """log |det W|, a scalar in float32 or better."""

@@ -316,6 +316,33 @@ def test_glow_step_under_autocast():
     torch.testing.assert_close(grads[0], grads[1], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("lu", [False, True])
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 2, 2)])
+def test_autocast_reaches_the_network_alone(shape, lu):
+    """What the flow carries stays float32, so that it comes back as exactly as without."""
+    torch.manual_seed(0)
+    network = nn.Linear(2, 4) if len(shape) == 2 else nn.Conv2d(2, 4, 3, 1, 1)
+    step = pf.nn.GlowStep(4, network, lu=lu)
+    x = torch.randn(shape)
+    step.actnorm.init(3 * torch.randn(50, *shape[1:]) + 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, logdet = step(x)
+        back, _ = step.inverse(y)
+        z, log = step.conv(x)
+        grads = torch.autograd.grad(
+            (step(x)[0].square().sum()), [step.actnorm.bias, *step.conv.parameters()]
+        )
+    assert y.dtype == z.dtype == torch.float32
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((z, log), step.conv(x))
+    # The network's rounding is all that is left of bfloat16's.
+    torch.testing.assert_close(y, step(x)[0], rtol=0.02, atol=0.05)
+    exact = torch.autograd.grad(
+        step(x)[0].square().sum(), [step.actnorm.bias, *step.conv.parameters()]
+    )
+    torch.testing.assert_close(grads, exact, rtol=0.02, atol=0.2)
+
+
 def test_squeeze_and_split():
     x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
     squeeze = pf.nn.Squeeze()

@@ -178,3 +178,22 @@ def test_extreme_scales_stay_finite_where_they_are_bounded():
             *torch.autograd.grad((y.sum(), logdet), (x, raw), (torch.ones(()), torch.ones(1))),
         ):
             assert t.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_too_large_for_the_caches(backend):
+    """They are written past them, the same bits as in parts that are not."""
+    shape = (4, 1 << 20)  # 16 MiB in float32
+    inputs = [t.requires_grad_() for t in three(*shape)]
+    dy, dlogdet = three(*shape, seed=1)[0], torch.randn(4)
+
+    def run(rows):
+        y, logdet = pf.ops.affine_coupling(*(t[rows] for t in inputs), scale="softclamp")
+        grads = torch.autograd.grad((y, logdet), inputs, (dy[rows], dlogdet[rows]))
+        return (y, logdet, *(g[rows] for g in grads))
+
+    with pf.use_backend(backend):
+        whole = run(slice(0, 4))
+        parts = [run(slice(k, k + 1)) for k in range(4)]
+    for one, several in zip(whole, zip(*parts)):
+        torch.testing.assert_close(one, torch.cat(several), rtol=0, atol=0)

@@ -409,3 +409,24 @@ def test_rounding_past_the_domain_is_clamped():
     assert y[0] == 0
     assert 1 - 1e-7 <= y[1] <= 1  # the reference rounds the end of the last bin
     assert y[2].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_too_large_for_the_caches(backend):
+    """They are written past them, the same bits as in parts that are not."""
+    count, bins = 76_800, 4  # 4 elements each, 11 numbers: 12.9 MiB in float32
+    g = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, count, 4, generator=g)
+    sizes = (bins, bins, bins - 1)
+    inputs = [torch.randn(count, 4, n, generator=g).requires_grad_() for n in sizes]
+
+    def run(rows):
+        y, logdet = spline(x[rows], *(t[rows] for t in inputs))
+        grads = torch.autograd.grad((y, logdet), inputs, (dy[rows], dy[rows, 0]))
+        return (y, logdet, *(t[rows] for t in grads))
+
+    with pf.use_backend(backend):
+        whole = run(slice(0, count))
+        parts = [run(slice(k, k + count // 8)) for k in range(0, count, count // 8)]
+    for one, several in zip(whole, zip(*parts)):
+        torch.testing.assert_close(one, torch.cat(several), rtol=0, atol=0)
