@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pyfastgan.training import TrainConfig
 
-FAMILIES = ("gan", "vae", "autoregressive")
+FAMILIES = ("gan", "vae", "autoregressive", "diffusion")
 _RUN_OPTIONS = ("config", "out", "resume", "help")
 
 
