@@ -1,5 +1,6 @@
 """Diffusion and flow matching: noise schedules, predictions, samplers, networks, likelihoods and the trainer."""
 
+from pyfastgan.diffusion import command
 from pyfastgan.diffusion.choices import SAMPLERS, make_sampler
 from pyfastgan.diffusion.config import PRESETS, DiffusionConfig, preset
 from pyfastgan.diffusion.coupling import optimal_assignment
@@ -50,6 +51,7 @@ __all__ = [
     "UNet",
     "UniPC",
     "bits_per_dim",
+    "command",
     "edm_input_scale",
     "edm_time",
     "flow_nll",

@@ -65,8 +65,9 @@ def make_sampler(
     check_choice("sampler", name, SAMPLERS)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    kind: Callable[..., Sampler] = EDM
+    settings: dict[str, Any] = {}
     if name == "edm":
-        kind, settings = (EDM, {})
         if not isinstance(process, Sigmas):
             raise ValueError("sampler must not be 'edm': the model was not trained on sigmas")
     elif isinstance(process, Path) and name in _FLOW:

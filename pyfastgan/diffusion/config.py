@@ -93,13 +93,14 @@ class DiffusionConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (
+        known: tuple[tuple[str, tuple[str, ...]], ...] = (
             ("objective", OBJECTIVES),
             ("prediction", _PREDICTIONS),
             ("schedule", SCHEDULES),
             ("weighting", WEIGHTINGS),
             ("coupling", COUPLINGS),
-        ):
+        )
+        for name, choices in known:
             check_choice(name, getattr(self, name), choices)
         for name, choices in (("network", NETWORKS), ("sampler", SAMPLERS)):
             if getattr(self, name) is not None:

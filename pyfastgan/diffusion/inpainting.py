@@ -86,7 +86,7 @@ def inpaint(
     def noised(level: int, stream: int) -> Tensor:
         ones = torch.ones(len(known), device=known.device)
         alpha, sigma = (float(t[level]) for t in (sampler.alphas, sampler.sigmas))
-        place = {"stream": _KNOWN + stream, "sample_offset": sample_offset}
+        place: dict[str, Any] = {"stream": _KNOWN + stream, "sample_offset": sample_offset}
         return diffuse(known, alpha * ones, sigma * ones, seed, return_noise=False, **place)[0]
 
     # One noise for all levels of a deterministic sampler: the known places then move along one path.
@@ -100,9 +100,7 @@ def inpaint(
     )
     x = torch.where(mask, noised(levels[0], 0), x)
     if repeats == 1:
-        x = sampler.sample(
-            network, x, seed, sample_offset=sample_offset, after=replace, **options
-        )
+        x = sampler.sample(network, x, seed, sample_offset=sample_offset, after=replace, **options)
     else:
         x = _repeated(sampler, network, x, seed, replace, repeats, sample_offset, options)
     return torch.where(mask, known, x)
@@ -127,7 +125,7 @@ def _repeated(
     for k in range(sampler.steps):
         times = repeats if k + 1 < sampler.steps else 1
         for turn in range(times):
-            place = {"stream": turn * _REPEATS, "sample_offset": sample_offset}
+            place: dict[str, Any] = {"stream": turn * _REPEATS, "sample_offset": sample_offset}
             prediction, more = sampler.ask(network, k, x, **asked)
             if learned:
                 prediction, more["variance"] = prediction.chunk(2, 1)

@@ -11,6 +11,7 @@ The density (Chen et al. 2018; Song et al. 2021): along dx/dt = f(x, t) from dat
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -91,7 +92,7 @@ def variational_bound(
         if k == 0 or terms is None:
             level = torch.full((n,), k, device=x0.device)
         else:
-            place = {"stream": 2**28 + k, "sample_offset": sample_offset}
+            place: dict[str, Any] = {"stream": 2**28 + k, "sample_offset": sample_offset}
             u = random_uniform((n, 1), seed, device=x0.device, dtype=torch.float64, **place)
             level = (1 + (k - 1 + u[:, 0]) * width).long().clamp(max=last)
         noise = {"stream": k, "sample_offset": sample_offset, "return_noise": False}
@@ -185,7 +186,7 @@ def _runge_kutta(
     """The classical method of order 4."""
     gained = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     times = torch.linspace(start, end, steps + 1, dtype=x.dtype, device=x.device)
-    for t, following in zip(times[:-1], times[1:]):
+    for t, following in itertools.pairwise(times):
         h = following - t
         k1, d1 = slope(x, t)
         k2, d2 = slope(x + h / 2 * k1, t + h / 2)

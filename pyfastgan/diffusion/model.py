@@ -163,7 +163,7 @@ class DiffusionModel(nn.Module):
         return x * edm_input_scale(sigma).reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
     def _network(self, x: Tensor, time: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        return self.network(x, time, labels, **options).to(x.dtype)  # type: ignore[no-any-return]
+        return self.network(x, time, labels, **options).to(x.dtype)
 
     def _estimate(self, x_t: Tensor, times: Any, labels: Tensor | None) -> Tensor:
         found = self._network(self._scaled(x_t, times.sigma), times.time, labels)
@@ -249,7 +249,10 @@ class DiffusionModel(nn.Module):
         for start in range(0, count, batch_size):
             part = slice(start, min(start + batch_size, count))
             seeds = seed[part].to(device) if isinstance(seed, Tensor) else seed
-            loop: dict[str, Any] = {"sample_offset": start, "learned_variance": self.learned_variance}
+            loop: dict[str, Any] = {
+                "sample_offset": start,
+                "learned_variance": self.learned_variance,
+            }
             network = self._prepare(loop, sampler, given, part, guidance, rescale)
             shape = (part.stop - part.start, *self.shape)
             if known is None or mask is None:
@@ -423,4 +426,6 @@ class DiffusionModel(nn.Module):
     def bits_per_dim(self, nll: Tensor, method: str) -> Tensor:
         """What `nll` gave, as bits a number: of images a bound on those of their values, of other data those of the
         density."""
-        return bits_per_dim(nll, self.dims, self.levels if self.images and method == "ode" else None)
+        return bits_per_dim(
+            nll, self.dims, self.levels if self.images and method == "ode" else None
+        )

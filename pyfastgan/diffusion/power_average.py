@@ -51,7 +51,7 @@ def combination(stored: Sequence[tuple[float, int]], width: float, step: int) ->
     """The factors of stored averages (width, step) whose sum comes nearest to an average of `width` at `step`."""
     columns = np.stack([profile(*pair, step) for pair in stored], 1)
     factors, *_ = np.linalg.lstsq(columns, profile(width, step, step), rcond=None)
-    return factors  # type: ignore[no-any-return]
+    return factors
 
 
 class PowerAverages:
@@ -70,7 +70,7 @@ class PowerAverages:
         """Follow one optimisation step, the `step`-th counted from 1."""
         live = [value.detach() for value in network.parameters()]
         for name, width in WIDTHS.items():
-            mine = list(averages[name].parameters())
+            mine = [value.detach() for value in averages[name].parameters()]
             torch._foreach_lerp_(mine, live, 1 - decay(width, step))
 
 

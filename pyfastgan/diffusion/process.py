@@ -1,8 +1,8 @@
 """The way from data to noise, as training draws from it and as samplers go back on it.
 
-    Levels   the levels of a DDPM, evenly drawn
-    Sigmas   EDM: alpha = 1, ln sigma normal (Karras et al. 2022, table 1)
-    Path     flow matching: alpha = 1 - t, sigma = t, t even
+Levels   the levels of a DDPM, evenly drawn
+Sigmas   EDM: alpha = 1, ln sigma normal (Karras et al. 2022, table 1)
+Path     flow matching: alpha = 1 - t, sigma = t, t even
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Levels:
         return float(ratio[0]), float(ratio[ratio.isfinite()][-1])
 
     def at(self, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma, what the network is told and what its input is multiplied by, where sigma / alpha is `ratio`."""
+        """alpha, sigma, what the network is told and its input multiplied by, where sigma / alpha is `ratio`."""
         alpha = 1 / (1 + ratio**2) ** 0.5
         time = self.schedule.at_ratio(ratio)
         return alpha, ratio * alpha, time, torch.ones_like(ratio)

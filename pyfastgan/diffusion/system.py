@@ -199,9 +199,7 @@ def animate(
     recorder = Recorder(len(sampler.stages))
     options = {"seed": config.seed, "guidance": config.guidance, **options}
     seed = options.pop("seed")
-    last = model.sample(
-        count, seed, sampler=sampler, after=recorder, batch_size=count, **options
-    )
+    last = model.sample(count, seed, sampler=sampler, after=recorder, batch_size=count, **options)
 
     def finish(state: Tensor) -> Tensor:
         found = model.finish(state * model.scale + model.shift)

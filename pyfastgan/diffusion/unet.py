@@ -151,9 +151,7 @@ class UNet(nn.Module):
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
                 new = width * multiplier
-                self.up.append(
-                    _Level(now + kept.pop(), new, embedding, dropout, side <= attention)
-                )
+                self.up.append(_Level(now + kept.pop(), new, embedding, dropout, side <= attention))
                 now = new
             if level > 0:
                 self.up.append(
@@ -163,7 +161,7 @@ class UNet(nn.Module):
         self.norm = _norm(now, "silu")
         self.output = _zeroed(nn.Conv2d(now, out or channels, 3, padding=1))
         # torch convolves sooner in this layout on a CPU.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self, x: Tensor, time: Tensor, labels: Tensor | None = None, x0: Tensor | None = None
