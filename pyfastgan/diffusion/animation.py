@@ -70,7 +70,10 @@ def frames(
 
 def points_frames(states: Sequence[Tensor], reference: Tensor | None) -> list[np.ndarray]:
     """Frames of points (N, 2), blue, over those of the data, grey."""
-    framed = torch.cat((states[-1], states[-1] if reference is None else reference.float()))
+    framed = (states[-1] if reference is None else reference).float()
+    framed = framed[framed.isfinite().all(1)]
+    if not len(framed):
+        framed = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     # Without the farthest, since a single stray point would shrink the rest to a dot.
     low, high = framed.quantile(0.005, 0), framed.quantile(0.995, 0)
     middle, half = (low + high) / 2, float((high - low).max()) * 0.65 + 1e-6

@@ -61,7 +61,7 @@ def make_sampler(
         ValueError: An unknown sampler, one that is not for this process, or steps out of range.
     """
     default, default_steps = _DEFAULTS[type(process)]
-    name, steps = name or default, steps or default_steps
+    name, steps = name or default, default_steps if steps is None else steps
     check_choice("sampler", name, SAMPLERS)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

@@ -156,6 +156,8 @@ _OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 IMAGE_PRESETS = {name: replace(_IMAGES, **fields) for name, fields in _OBJECTIVES.items()}
 POINT_PRESETS = {name: replace(_POINTS, **fields) for name, fields in _OBJECTIVES.items()}
+# Points have no bound: where there is hardly any signal x_0 must not be the small difference that eps makes it.
+POINT_PRESETS["ddpm"] = replace(POINT_PRESETS["ddpm"], prediction="v")
 PRESETS: dict[str, DiffusionConfig] = {
     "ddpm": IMAGE_PRESETS["ddpm"],
     "edm": IMAGE_PRESETS["edm"],

@@ -66,19 +66,23 @@ class SelfConditioned:
         network: `network(x, time, condition, x0=estimate)`.
         sampler: Whose stages are gone through, in order, once.
         clip: The bound on the estimate.
+        repeats: How often each stage but the last is asked, one time after the other.
     """
 
-    def __init__(self, network: Network, sampler: Sampler, clip: float | None) -> None:
+    def __init__(
+        self, network: Network, sampler: Sampler, clip: float | None, repeats: int = 1
+    ) -> None:
         self.network, self.sampler, self.clip = network, sampler, clip
-        self.stage = 0
+        self.repeats, self.calls = repeats, 0
         self.estimate: Tensor | None = None
 
     def __call__(self, x: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
         found = self.network(x, time, condition, x0=self.estimate)
         prediction = found[:, : x.shape[1]]
-        level = self.sampler.stages[self.stage].level
-        scale = self.sampler.tables(x)[2][self.stage]
-        self.stage += 1
+        stage = self.calls // self.repeats
+        level = self.sampler.stages[stage].level
+        scale = self.sampler.tables(x)[2][stage]
+        self.calls += 1
         alpha, sigma = self.sampler.alphas[level], self.sampler.sigmas[level]
         factors = PREDICTIONS[self.sampler.prediction].x0(alpha, sigma)
         estimate = factors.state.to(x) / scale * x + factors.prediction.to(x) * prediction

@@ -253,7 +253,7 @@ class DiffusionModel(nn.Module):
                 "sample_offset": start,
                 "learned_variance": self.learned_variance,
             }
-            network = self._prepare(loop, sampler, given, part, guidance, rescale)
+            network = self._prepare(loop, sampler, given, part, guidance, rescale, repeats)
             shape = (part.stop - part.start, *self.shape)
             if known is None or mask is None:
                 x = sampler.initial_noise(
@@ -283,11 +283,12 @@ class DiffusionModel(nn.Module):
         part: slice,
         guidance: float | None,
         rescale: float,
+        repeats: int,
     ) -> Callable[..., Tensor]:
         """The network of one sampling loop, and the loop's options for its condition."""
         network: Callable[..., Tensor] = self._network_of_two
         if self.self_conditioning:
-            network = SelfConditioned(network, sampler, self.clip)
+            network = SelfConditioned(network, sampler, self.clip, repeats)
         if labels is None:
             return network
         condition = labels[part]

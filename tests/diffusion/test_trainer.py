@@ -121,7 +121,7 @@ def test_presets(name, tmp_path):
     unit = 2.0 if name == "edm" else 1.0
     assert float(model.scale) == pytest.approx(4 * unit, rel=0.2)
     drawn = model.sample(200, 0)
-    assert (drawn.mean(0) - 30).abs().max() < 6
+    assert (drawn.median(0).values - 30).abs().max() < 6
 
 
 def test_two_ranks_train_what_one_does(tmp_path):
@@ -188,7 +188,7 @@ def test_inpainting_from_the_command_line(digits, tmp_path, capsys):
 
 
 def test_likelihoods_from_the_command_line(digits, moons, capsys):
-    words = ["evaluate", str(digits.path), "--likelihood", "vlb,ode", "--samples", "4"]
+    words = ["evaluate", str(digits.path), "--likelihood", "vlb,ode", "--samples", "2"]
     assert cli.main([*words, "--terms", "5"]) == 0
     record = json.loads((digits.path / "likelihood.json").read_text())
     assert record["held_out"] == "the test split of digits:train"
@@ -209,7 +209,8 @@ def test_latent_vectors_of_another_run(tmp_path, monkeypatch):
     codes = torch.randn(40, 3) + 5
     labels = torch.arange(40) % 4
     save_file(
-        {"train": codes, "test": codes[:8], "labels_train": labels}, other / "codes.safetensors"
+        {"train": codes, "test": codes[:8].clone(), "labels_train": labels},
+        other / "codes.safetensors",
     )
 
     def decode(z):
