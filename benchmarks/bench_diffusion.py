@@ -2,10 +2,11 @@
 
 Both sides have the very same network. Of flow matching the other side is torchcfm's own loop: its conditional
 flow matcher, the squared error, Adam as it comes. Of the U-Nets it is eager PyTorch as the field writes it: noise by
-randn_like, the coefficients gathered from tables and broadcast, group norm and SiLU as torch's layers, Adam as it comes;
-`compile` is the same compiled. Ours is the step that `pyfastgan train` takes.
+randn_like, coefficients gathered from tables and broadcast, group norm and SiLU as torch's layers, Adam as it
+comes; `compile` is the same compiled. Ours is the step that `pyfastgan train` takes.
 
-`share` in the extra figures is the part of our step that noise takes: times, noise and x_t, made as the step makes them.
+`share` in the extra figures is the part of our step that noise takes: times, noise and x_t, as the step makes
+them.
 """
 
 from dataclasses import replace

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyfastgan._names import check_choice
 from pyfastgan.diffusion.choices import make_sampler
@@ -133,9 +134,11 @@ class DiffusionModel(nn.Module):
         if self.learned_variance:
             prediction, variance = found.chunk(2, 1)
         wanted = target(self.process.prediction, x0, z, times.alpha, times.sigma)
-        error = (prediction - wanted).square().flatten(1).mean(1)
         weight = self.process.weight(times)
-        loss = (error if weight is None else error * weight).mean()
+        if weight is None:
+            loss = functional.mse_loss(prediction, wanted)
+        else:
+            loss = ((prediction - wanted).square().flatten(1).mean(1) * weight).mean()
         if variance is None:
             return {"loss": loss}
         assert isinstance(self.process, Levels)

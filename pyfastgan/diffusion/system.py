@@ -135,9 +135,9 @@ class DiffusionSystem:
         data = batch[0]
         labels = batch[1] if self.config.conditional else None
         place = {"stream": step, "sample_offset": fabric.global_rank * len(data)}
-        losses = self.networks["model"](data, labels, seed=self.seed, **place)
         optimizer = self.optimizers["model"]
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # first, so that the forward pass finds their memory free
+        losses = self.networks["model"](data, labels, seed=self.seed, **place)
         fabric.backward(losses["loss"])
         optimizer.step()
         if self.profiles is not None:
