@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pyfastgan.training import TrainConfig
 
-FAMILIES = ("gan", "flow", "vae", "autoregressive")
+FAMILIES = ("gan", "flow", "vae", "diffusion", "autoregressive")
 _RUN_OPTIONS = ("config", "out", "resume", "help")
 
 
@@ -208,11 +208,17 @@ def _sample(words: list[str]) -> int:
         " a row of each term, and one of the result",
     )
     parser.add_argument("--out", type=Path, help="PNG file (default: one in the run's folder)")
+    own = _own_command(words)
+    if own is not None:
+        own.sample_arguments(parser)
     args = parser.parse_args(words)
     if args.count < 1:
         raise ValueError(f"--count must be at least 1, got {args.count}")
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
+    if own is not None:
+        print(own.sample(args, **_decoder(_run_value(args.run, "codes"))))
+        return 0
     name = f"count-{args.count}" if args.arithmetic is None else f"arithmetic-{args.arithmetic}"
     if args.truncation is not None:
         name += f"-truncation-{args.truncation:g}"
@@ -239,6 +245,15 @@ def _sample(words: list[str]) -> int:
         save_png(image_grid(rows.flatten(0, 1), columns=rows.shape[1]), out)
     print(out)
     return 0
+
+
+def _own_command(words: list[str]) -> Any:
+    """The module `command` of the family whose run is named, if it has further options."""
+    runs = [Path(word) for word in words if (Path(word) / "config.yaml").is_file()]
+    if not runs:
+        return None
+    presets = _presets()
+    return getattr(presets[_known_run(runs[0], presets)][0], "command", None)
 
 
 def _arithmetic(family: ModuleType, model: Any, args: argparse.Namespace) -> Any:
@@ -327,12 +342,27 @@ def _evaluate(words: list[str]) -> int:
         "--features", default="auto", help=f"{', '.join(metrics.FEATURES)} (default auto)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the samples (default 1)")
+    parser.add_argument(
+        "--likelihood",
+        metavar="METHODS",
+        help="of a diffusion model, instead of metrics: vlb, ode or vlb,ode of --samples test images",
+    )
+    parser.add_argument(
+        "--terms", type=int, help="of vlb: so many levels an image, not all of them"
+    )
     args = parser.parse_args(words)
     if args.samples is not None and args.samples < 2:
         raise ValueError(f"--samples must be at least 2, got {args.samples}")
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
     chosen = None if args.metrics is None else args.metrics.split(",")
+    if args.likelihood is not None:
+        own = _own_command(words)
+        if not hasattr(own, "likelihood"):
+            raise ValueError(f"{args.run}: only diffusion models are measured by --likelihood")
+        print(own.likelihood(args.run, args.likelihood.split(","), args.samples, args.terms))
+        print(args.run / "likelihood.json")
+        return 0
 
     import torch
 

@@ -300,7 +300,9 @@ class NoiseSchedule:
         share = a[:-1] / a[1:]
         beta = s[:-1] - share * s[1:]
         posterior = beta * s[1:] / s[:-1]
-        log_posterior = torch.log(torch.cat((posterior[:-1], posterior[-2:-1])))  # level 0 has none
+        # Level 0 has none: its neighbour's stands there, or beta where there is no neighbour.
+        last = posterior[-2:-1] if len(self) > 1 else beta
+        log_posterior = torch.log(torch.cat((posterior[:-1], last)))
         x0_state, x0_prediction = PREDICTIONS[prediction].x0(a[:-1] ** 0.5, s[:-1] ** 0.5)
         columns = {
             "x0_state": x0_state,

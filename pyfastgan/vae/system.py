@@ -13,6 +13,7 @@ from pyfastgan.training import save_png
 from pyfastgan.training.files import write_text
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
+from pyfastgan.vae.latents import save_latents
 from pyfastgan.vae.model import VAE, importance_bound
 from pyfastgan.vae.networks import decoder, default_network, encoder
 from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
@@ -99,9 +100,11 @@ class VAESystem:
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
         """Test the model and write `test.json`, `reconstructions.png`, `traversals.png` and, of a
-        model with two latent numbers, `manifold.png`."""
+        model with two latent numbers, `manifold.png`; of an unconditional model `codes.safetensors`."""
         model = networks["model"]
         assert isinstance(model, VAE)
+        if model.classes is None:
+            save_latents(folder / "codes.safetensors", model, self.train, self.test)
         found = evaluate(model, self.test or self.train, self.config)
         found["images_are"] = "test split" if self.test else "training data, there is no test split"
         write_text(folder / "test.json", json.dumps(found, indent=2) + "\n")

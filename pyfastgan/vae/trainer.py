@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -114,13 +115,21 @@ def load(run: Run | str | Path) -> VAE | VQVAE:
 
 
 def decode(run: Run | str | Path, codes: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] of the codes, int64 (N, h, w), of a run's codebook.
+    """Images (N, C, H, W) in [-1, 1] of the codes, int64 (N, h, w), of a run's codebook, or of the latent
+    vectors (N, latent_dim) of a VAE.
 
     Raises:
         TypeError, ValueError: A run of a model without codes; codes of another dtype or shape, or that
             are none of the codebook.
     """
     model = load(run)
+    if isinstance(model, VAE) and model.classes is None and codes.is_floating_point():
+        if codes.shape[1:] != (model.latent_dim,):
+            raise ValueError(
+                f"codes must be of shape (N, {model.latent_dim}), got {tuple(codes.shape)}"
+            )
+        with torch.no_grad():
+            return model.decode(codes)
     if not isinstance(model, VQVAE):
         raise ValueError(f"run must be one of a model with codes, {run} is none")
     return model.decode(codes)
