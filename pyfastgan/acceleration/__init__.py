@@ -3,7 +3,7 @@
 One file a library. It is imported only where the library itself has been, since a model of it exists.
 """
 
-from .walk import accelerate
 from .report import AccelerateReport, Replaced, Skipped
+from .walk import accelerate
 
 __all__ = ["AccelerateReport", "Replaced", "Skipped", "accelerate"]

@@ -13,30 +13,68 @@ from pyfastgan.ops import affine_coupling
 from .swap import Library, Swap, serves
 
 
+class _Pick(torch.autograd.Function):
+    """Channels in another order; the gradient goes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, back)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        index, back = ctx.saved_tensors
+        return _Pick.apply(g, back, index), None, None
+
+
 class AllInOneBlock(modules.AllInOneBlock):
-    """The global affine map is part of the permutation's matrix."""
+    """A permutation picks channels, where FrEIA multiplies by a matrix of zeros and ones."""
+
+    def _order(self) -> tuple[Tensor, Tensor] | None:
+        """Which channel stands where after the permutation, and the way back; None for a rotation."""
+        if self.householder or torch.compiler.is_compiling():
+            return None
+        # Looked at again whenever the matrix was written to, as loading a state does.
+        key = (self.w_perm.data_ptr(), self.w_perm._version)
+        known = self.__dict__.get("_fast_order")
+        if known is None or known[0] != key:
+            matrix = self.w_perm.detach().flatten(1)
+            index, back = matrix.argmax(1), matrix.argmax(0)
+            hard = torch.equal(
+                matrix, torch.eye(len(matrix), device=matrix.device)[index].to(matrix)
+            )
+            known = self.__dict__["_fast_order"] = (key, (index, back) if hard else None)
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_fast_order"}
+
+    def _turn(self, x: Tensor, rev: bool) -> Tensor:
+        order = self._order()
+        if order is None:
+            return self.permute_function(x, self.w_perm_inv if rev else self.w_perm)
+        return _Pick.apply(x, *(order[::-1] if rev else order))
 
     def _permute(self, x: Tensor, rev: bool = False) -> tuple[Tensor, Any]:
         if self.GIN or not serves(x, self.w_perm, self.w_perm_inv):
             return super()._permute(x, rev=rev)
         scale = self.global_scale_activation(self.global_scale)
-        flat, offset = scale.flatten(), self.global_offset.flatten()
+        logdet = torch.log(scale).sum()
         if rev:
-            matrix = self.w_perm_inv / scale.transpose(0, 1)
-            offset = -offset / flat
-        else:
-            matrix = self.w_perm * scale
-            offset = self.w_perm.flatten(1) @ offset
-        return self.permute_function(x, matrix, offset), torch.log(flat).sum()
+            return (self._turn(x, True) - self.global_offset) / scale, logdet
+        return self._turn(torch.addcmul(self.global_offset, x, scale), False), logdet
+
+    def _pre_permute(self, x: Tensor, rev: bool = False) -> Tensor:
+        if not serves(x, self.w_perm, self.w_perm_inv):
+            return super()._pre_permute(x, rev=rev)
+        return self._turn(x, not rev)
 
     def _affine(self, x: Tensor, a: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
-        if not serves(x, a):
+        if self.GIN or not self.clamp > 0 or not serves(x, a):
             return super()._affine(x, a, rev=rev)
-        raw, shift = (0.1 * a).tensor_split((x.shape[1],), 1)
-        log = self.clamp * torch.tanh(raw)
-        if self.GIN:
-            log = log - log.mean(self.sum_dims, keepdim=True)
-        return affine_coupling(x, log, shift, inverse=rev)
+        raw, shift = (0.1 * a).split(x.shape[1], 1)
+        kind = {"scale": "clamped_tanh", "clamp": float(self.clamp)}
+        return affine_coupling(x, raw, shift, inverse=rev, **kind)
 
 
 def _is_atan(clamp: Any) -> bool:

@@ -16,7 +16,7 @@ from normflows.flows.neural_spline.coupling import (
 from normflows.flows.neural_spline.coupling import (
     PiecewiseRationalQuadraticCoupling as _SplineCoupling,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyfastgan.ops import affine_coupling
 from pyfastgan.ops._glow_step import mix_channels

@@ -49,6 +49,9 @@ class AccelerateReport:
         for part, before, after in self._swapped:
             if type(part) is after:
                 part.__class__ = before
+                # What the fast class had looked up.
+                for name in [name for name in vars(part) if name.startswith("_fast_")]:
+                    del vars(part)[name]
         self._swapped.clear()
 
     def __str__(self) -> str:

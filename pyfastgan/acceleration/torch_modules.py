@@ -83,7 +83,7 @@ class _Run(NamedTuple):
 
 
 def _run_at(modules: list[nn.Module], place: int) -> _Run | None:
-    """The run that begins here, if it is worth one: a convolution or a norm, and something after it."""
+    """The run that begins here, if there is one that is worth it."""
     following = modules[place : place + 3]
     conv = norm = None
     length = 0
@@ -91,10 +91,9 @@ def _run_at(modules: list[nn.Module], place: int) -> _Run | None:
         if _refused(following[0]):
             return None
         conv, length = following[0], 1
-    if length < len(following) and isinstance(following[length], _NORMS):
-        if not _refused(following[length]):
-            norm = following[length]
-            length += 1
+    after = following[length] if length < len(following) else None
+    if isinstance(after, _NORMS) and not _refused(after):
+        norm, length = after, length + 1
     if length == 0:
         return None
     act, slope = "linear", 0.0
@@ -103,7 +102,9 @@ def _run_at(modules: list[nn.Module], place: int) -> _Run | None:
         found = _activation(after)
         if found and not has_hooks(after) and "forward" not in vars(after):
             (act, slope), length = found, length + 1
-    if length < 2 and (conv is None or min(conv.in_channels, conv.out_channels) > 4):
+    # Torch's convolution adds a bias in passing: without a norm only those at an image are sooner.
+    at_image = conv is not None and min(conv.in_channels, conv.out_channels) <= 4
+    if length < 2 or (norm is None and not at_image):
         return None
     return _Run(conv, norm, act, slope, length)
 
