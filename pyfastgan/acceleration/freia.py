@@ -56,7 +56,7 @@ class AllInOneBlock(modules.AllInOneBlock):
         return _Pick.apply(x, *(order[::-1] if rev else order))
 
     def _permute(self, x: Tensor, rev: bool = False) -> tuple[Tensor, Any]:
-        if self.GIN or not serves(x, self.w_perm, self.w_perm_inv):
+        if self.GIN or not serves(x):
             return super()._permute(x, rev=rev)
         scale = self.global_scale_activation(self.global_scale)
         logdet = torch.log(scale).sum()
@@ -65,7 +65,7 @@ class AllInOneBlock(modules.AllInOneBlock):
         return self._turn(torch.addcmul(self.global_offset, x, scale), False), logdet
 
     def _pre_permute(self, x: Tensor, rev: bool = False) -> Tensor:
-        if not serves(x, self.w_perm, self.w_perm_inv):
+        if not serves(x):
             return super()._pre_permute(x, rev=rev)
         return self._turn(x, not rev)
 

@@ -121,25 +121,15 @@ def test_nflows(name):
     make, x, kinds = NFLOWS[name]
     torch.manual_seed(0)
     model = stirred(make())
-    twin = copy.deepcopy(model)
-    check(model, nll(x), kinds)
-    # Sampling goes the other way.
-    pf.accelerate(twin)
-    model = copy.deepcopy(twin)
-    pf.accelerate(model).revert()
-    model = stirred(make_reset(make))
     fast = copy.deepcopy(model)
     pf.accelerate(fast)
+    # Sampling goes the other way.
     with torch.no_grad():
         z, forward = model._transform(x)
         back, inverse = fast._transform.inverse(z)
     torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(inverse, -forward, rtol=1e-3, atol=2e-2)
-
-
-def make_reset(make):
-    torch.manual_seed(0)
-    return make()
+    check(model, nll(x), kinds)
 
 
 def test_nflows_on_the_unit_interval():
@@ -161,10 +151,14 @@ def normflows_spline():
     flows = []
     for k in range(2):
         flows += [
-            normflows.flows.CoupledRationalQuadraticSpline(WIDTH, 1, 16, num_bins=4, reverse_mask=bool(k)),
+            normflows.flows.CoupledRationalQuadraticSpline(
+                WIDTH, 1, 16, num_bins=4, reverse_mask=bool(k)
+            ),
             normflows.flows.AutoregressiveRationalQuadraticSpline(WIDTH, 1, 16, num_bins=4),
         ]
-    return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(WIDTH, trainable=False), flows)
+    return normflows.NormalizingFlow(
+        normflows.distributions.DiagGaussian(WIDTH, trainable=False), flows
+    )
 
 
 def normflows_affine():
@@ -178,7 +172,9 @@ def normflows_affine():
             normflows.flows.MaskedAffineFlow((mask(k) > 0).float(), *nets),
             normflows.flows.Permute(WIDTH),
         ]
-    return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(WIDTH, trainable=False), flows)
+    return normflows.NormalizingFlow(
+        normflows.distributions.DiagGaussian(WIDTH, trainable=False), flows
+    )
 
 
 def normflows_glow():
@@ -194,7 +190,9 @@ def normflows_glow():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = normflows.MultiscaleFlow(base, flows, merges, class_cond=False)
-    model.log_prob(points(8, 192).reshape(8, 3, 8, 8))  # its normalisations take the first batch
+    model.log_prob(
+        points(8, 192).reshape(8, 3, 8, 8), None
+    )  # its normalisations take the first batch
     return model
 
 
@@ -209,7 +207,7 @@ NORMFLOWS = {
         },
         0.2,
     ),
-    "affine": (normflows_affine, points(), {"AffineCoupling", "MaskedAffineFlow"}, 0.2),
+    "affine": (normflows_affine, points(), {"AffineCoupling", "MaskedAffineFlow"}, 0.05),
     "glow": (
         normflows_glow,
         points(8, 192).reshape(8, 3, 8, 8),
@@ -226,15 +224,18 @@ def test_normflows(name):
     torch.manual_seed(0)
     model = stirred(make(), by)
     twin = copy.deepcopy(model)
-    check(model, nll(x), kinds)
+    classes = (None,) if name == "glow" else ()
+    check(model, lambda m: -m.log_prob(x, *classes).mean(), kinds)
     fast = copy.deepcopy(twin)
     pf.accelerate(fast)
     if name != "glow":
         z = points(seed=3)
-        for ours, theirs in zip(fast.forward_and_log_det(z), twin.forward_and_log_det(z), strict=True):
+        for ours, theirs in zip(
+            fast.forward_and_log_det(z), twin.forward_and_log_det(z), strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         return
-    block, other = fast.flows[0][0], twin.flows[0][0]
+    block, other = fast.flows[1][0], twin.flows[1][0]
     z = points(4, 192).reshape(4, 12, 4, 4)
     for ours, theirs in zip(block(z), other(z), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -253,7 +254,10 @@ def test_an_uninitialised_glow_block_takes_its_first_batch():
 
 
 ZUKO = {
-    "autoregressive": (lambda: zuko.flows.NSF(WIDTH, transforms=2, hidden_features=(16,), bins=4), None),
+    "autoregressive": (
+        lambda: zuko.flows.NSF(WIDTH, transforms=2, hidden_features=(16,), bins=4),
+        None,
+    ),
     "coupling": (
         lambda: zuko.flows.NICE(
             WIDTH,
@@ -288,7 +292,9 @@ def test_zuko(name):
     z = t(x)
     torch.testing.assert_close(f(x), z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(f.inv(z), t.inv(z), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(f.inv.call_and_ladj(z)[1], t.inv.call_and_ladj(z)[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        f.inv.call_and_ladj(z)[1], t.inv.call_and_ladj(z)[1], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_zuko_element_by_element():
@@ -325,7 +331,11 @@ def freia(kind, images=False, **options):
 FREIA = {
     "all in one": ("AllInOneBlock", False, {}),
     "soft permutation": ("AllInOneBlock", False, {"permute_soft": True}),
-    "reversed": ("AllInOneBlock", False, {"reverse_permutation": True, "global_affine_type": "EXP"}),
+    "reversed": (
+        "AllInOneBlock",
+        False,
+        {"reverse_permutation": True, "global_affine_type": "EXP"},
+    ),
     "householder": ("AllInOneBlock", False, {"learned_householder_permutation": 2}),
     "gin": ("AllInOneBlock", False, {"gin_block": True}),
     "images": ("AllInOneBlock", True, {"affine_clamping": 1.5}),
@@ -348,7 +358,7 @@ def test_freia(name):
         return (0.5 * z.square().flatten(1).sum(1) - logdet).mean()
 
     # Its blocks hold functions that have no name, which pickle refuses, accelerated or not.
-    check(model, loss, {kind}, pickles=False)
+    check(model, loss, {kind} | ({"Sequential"} if images else set()), pickles=False, lr=1e-4)
     fast = copy.deepcopy(model)
     pf.accelerate(fast)
     with torch.no_grad():
