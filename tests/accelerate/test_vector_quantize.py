@@ -102,7 +102,7 @@ def test_a_vector_opposite_to_its_code():
     model = VectorQuantize(dim=4, codebook_size=1)
     fast = copy.deepcopy(model)
     pf.accelerate(fast)
-    code = model.codebook[0]
+    code = model.codebook[0].clone()
     results = []
     for m in (model, fast):
         leaf = torch.stack((-code, 2 * code, torch.zeros(4))).requires_grad_()
