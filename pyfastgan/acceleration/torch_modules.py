@@ -125,8 +125,11 @@ def _norm_settings(norm: Any) -> dict[str, Any]:
     }
 
 
-def _compute(run: _Run, x: Tensor) -> Tensor:
+def _compute(run: _Run, x: Tensor, last: bool) -> Tensor:
+    """`last`: with the channels last."""
     conv, norm = run.conv, run.norm
+    if last and not (isinstance(conv, nn.Conv2d) and conv.in_channels <= 4):
+        x = x.contiguous(memory_format=torch.channels_last)
     if isinstance(norm, nn.BatchNorm2d) and norm.training:
         norm.num_batches_tracked.add_(1)
     act: dict[str, Any] = {"act": run.act, "slope": run.slope}
@@ -137,7 +140,7 @@ def _compute(run: _Run, x: Tensor) -> Tensor:
         where = {"stride": conv.stride[0], "padding": conv.padding[0]}
         how = {"act": name, "slope": run.slope}
         if isinstance(conv, nn.Conv2d):
-            return edge_conv(x, weight, bias, **where, **how)
+            return edge_conv(x, weight, bias, channels_last=last or None, **where, **how)
         output_padding = conv.output_padding[0]
         return conv_transpose_act(x, weight, bias, output_padding=output_padding, **where, **how)
 
@@ -150,23 +153,38 @@ def _compute(run: _Run, x: Tensor) -> Tensor:
 
 class Sequential(nn.Sequential):
     """Its modules stay where they are. What is a run is looked up in every call, so that hooks, parametrisations and
-    modules that come later are seen."""
+    modules that come later are seen.
+
+    Between neighbouring runs with convolutions images have their channels last, in which torch convolves sooner on a
+    CPU; other modules, and the caller, get the layout that they would have had.
+    """
 
     def forward(self, input: Any) -> Any:
-        x = input
-        modules = list(self._modules.values())
-        place = 0
+        x, modules, place = input, list(self._modules.values()), 0
+        last = turned = False
         while place < len(modules):
             run = None
             if isinstance(x, Tensor) and x.dim() == 4 and serves(x):
                 run = _run_at(modules, place)
             if run is None:
-                x = modules[place](x)
-                place += 1
-            else:
-                x = _compute(run, x)
-                place += run.length
-        return x
+                x = modules[place](_turned_back(x, turned))
+                place, last, turned = place + 1, False, False
+                continue
+            place += run.length
+            follows = _run_at(modules, place) if place < len(modules) else None
+            if run.conv and follows and follows.conv and x.device.type == "cpu" and not last:
+                last, turned = True, _as_rows(x)
+            x = _compute(run, x, last)
+        return _turned_back(x, turned)
+
+
+def _as_rows(x: Tensor) -> bool:
+    """Whether images do not have their channels last, so that results do not either."""
+    return x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _turned_back(x: Any, turned: bool) -> Any:
+    return x.contiguous() if turned and isinstance(x, Tensor) else x
 
 
 def _runs(row: nn.Sequential) -> Iterator[_Run]:
