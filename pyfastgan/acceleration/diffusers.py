@@ -327,6 +327,8 @@ class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler)
 
 
 class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
+    lower_order_nums: int
+
     def _alpha_sigma(self, sigma: Any) -> tuple[Any, Any]:
         if self.config.use_flow_sigmas:
             return _ONE - sigma, sigma

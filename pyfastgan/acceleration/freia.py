@@ -73,8 +73,8 @@ class AllInOneBlock(modules.AllInOneBlock):
         if self.GIN or not self.clamp > 0 or not serves(x, a):
             return super()._affine(x, a, rev=rev)
         raw, shift = (0.1 * a).split(x.shape[1], 1)
-        kind = {"scale": "clamped_tanh", "clamp": float(self.clamp)}
-        return affine_coupling(x, raw, shift, inverse=rev, **kind)
+        clamp = float(self.clamp)
+        return affine_coupling(x, raw, shift, scale="clamped_tanh", clamp=clamp, inverse=rev)
 
 
 def _is_atan(clamp: Any) -> bool:

@@ -137,12 +137,11 @@ def _compute(run: _Run, x: Tensor, last: bool) -> Tensor:
         return norm_act(x, norm.weight, norm.bias, **_norm_settings(norm), **act)
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
-        where = {"stride": conv.stride[0], "padding": conv.padding[0]}
-        how = {"act": name, "slope": run.slope}
+        how: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0]}
+        how |= {"act": name, "slope": run.slope}
         if isinstance(conv, nn.Conv2d):
-            return edge_conv(x, weight, bias, channels_last=last or None, **where, **how)
-        output_padding = conv.output_padding[0]
-        return conv_transpose_act(x, weight, bias, output_padding=output_padding, **where, **how)
+            return edge_conv(x, weight, bias, channels_last=last or None, **how)
+        return conv_transpose_act(x, weight, bias, output_padding=conv.output_padding[0], **how)
 
     settings: dict[str, Any] = {"norm": None, "norm_weight": None, "norm_bias": None}
     if norm is not None:
