@@ -20,6 +20,7 @@ __all__ = ["BackendError", "info", "info_text", "ops", "use_backend"]
 
 _LAZY = (
     "nn",
+    "acceleration",
     "gan",
     "flow",
     "vae",
@@ -34,6 +35,8 @@ _LAZY = (
 
 
 def __getattr__(name: str) -> Any:
+    if name == "accelerate":
+        return importlib.import_module(f"{__name__}.acceleration").accelerate
     if name in _LAZY:
         try:
             return importlib.import_module(f"{__name__}.{name}")

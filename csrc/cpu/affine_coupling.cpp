@@ -160,6 +160,9 @@ const char* with_map(int map, F f) {
         case kScaleSoftclamp:
             f(std::integral_constant<int, kScaleSoftclamp>{});
             return nullptr;
+        case kScaleClampedTanh:
+            f(std::integral_constant<int, kScaleClampedTanh>{});
+            return nullptr;
     }
     return "unknown scale map";
 }

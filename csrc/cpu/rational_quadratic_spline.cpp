@@ -32,7 +32,7 @@ struct Spline {
     int bins, knots;  // knots: how many have a logit of their own, bins - 1 (linear tails) or bins + 1
     SplineAxis<S> x, y;
     KnotSlope<S> slope;
-    S pull;  // of the soft clip of widths and heights
+    S scale, pull;  // of the logits of widths and heights: a factor, then the soft clip
     bool inverse;
     bool tails() const { return knots < bins; }
 };
@@ -220,14 +220,13 @@ struct Found {
 
 // exp(logit - largest) of each bin.
 template <class V, class S>
-PF_FN void masses(const V* logits, int bins, S pull, V* mass) {
-    if (pull != 0) {
-        for (int k = 0; k < bins; ++k) mass[k] = soft_clip(logits[k], pull);
-        logits = mass;
-    }
-    V largest = logits[0];
-    for (int k = 1; k < bins; ++k) largest = select(logits[k] > largest, logits[k], largest);
-    for (int k = 0; k < bins; ++k) mass[k] = decay(logits[k] - largest);
+PF_FN void masses(const V* logits, const Spline<S>& s, V* mass) {
+    for (int k = 0; k < s.bins; ++k) mass[k] = logits[k] * s.scale;
+    if (s.pull != 0)
+        for (int k = 0; k < s.bins; ++k) mass[k] = soft_clip(mass[k], s.pull);
+    V largest = mass[0];
+    for (int k = 1; k < s.bins; ++k) largest = select(mass[k] > largest, mass[k], largest);
+    for (int k = 0; k < s.bins; ++k) mass[k] = decay(mass[k] - largest);
 }
 
 // The bin of `at` on the axis whose masses are `mass`; the inverse of their total.
@@ -275,8 +274,8 @@ PF_FN V pick(V index, const V* mass, int bins, V& below, V& own) {
 
 template <class V, class S>
 PF_FN Found<V> locate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mass) {
-    masses(columns, s.bins, s.pull, x_mass);
-    masses(columns + s.bins, s.bins, s.pull, y_mass);
+    masses(columns, s, x_mass);
+    masses(columns + s.bins, s, y_mass);
     Found<V> f;
     if (s.inverse) {
         f.y_inverse = find(at, y_mass, s.bins, s.y, f.index, f.offset, f.y_below, f.y_mass);
@@ -335,15 +334,16 @@ PF_FN V evaluate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mas
 
 // Logit gradients of an axis in place of the logits: those of the bin's lower knot and extent through the softmax.
 template <class V, class S>
-PF_FN void axis_gradients(V* logits, const V* mass, int bins, S pull, V index, V knot, V extent, V unit, V inverse,
+PF_FN void axis_gradients(V* logits, const V* mass, const Spline<S>& s, V index, V knot, V extent, V unit, V inverse,
                           V below, V own) {
+    unit = unit * s.scale;
     const V common = (knot * below + extent * own) * inverse;
     V number = splat<V>(0);
-    for (int k = 0; k < bins; ++k) {
+    for (int k = 0; k < s.bins; ++k) {
         const V direct = select(index > number, knot, select(index == number, extent, splat<V>(0)));
         number += S(1);
         V g = unit * mass[k] * (direct - common);
-        if (pull != 0) g = g * soft_clip_slope(soft_clip(logits[k], pull), pull);
+        if (s.pull != 0) g = g * soft_clip_slope(soft_clip(logits[k] * s.scale, s.pull), s.pull);
         logits[k] = g;
     }
 }
@@ -362,9 +362,8 @@ PF_FN V differentiate(V at, V dout, V dlog, V* columns, const Spline<S>& s, V* x
     const V share = within_unit(f.offset / (s.inverse ? f.bin.height : f.bin.width));
     const AtShare<V> a = spline_at(s.inverse ? spline_root(share, f.bin) : share, f.bin);
     const BinGradients<V> g = spline_gradients(out, dlog, a, f.bin, s.inverse);
-    axis_gradients(columns, x_mass, s.bins, s.pull, f.index, g.x, g.width, f.x_unit, f.x_inverse, f.x_below, f.x_mass);
-    axis_gradients(columns + s.bins, y_mass, s.bins, s.pull, f.index, g.y, g.height, f.y_unit, f.y_inverse, f.y_below,
-                   f.y_mass);
+    axis_gradients(columns, x_mass, s, f.index, g.x, g.width, f.x_unit, f.x_inverse, f.x_below, f.x_mass);
+    axis_gradients(columns + s.bins, y_mass, s, f.index, g.y, g.height, f.y_unit, f.y_inverse, f.y_below, f.y_mass);
     const V left = g.left * f.left_slope, right = g.right * f.right_slope, zero = splat<V>(0);
     V number = splat<V>(s.tails() ? 0 : -1);
     for (int k = 0; k < s.knots; ++k) {
@@ -458,7 +457,7 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
 
 template <class S>
 Spline<S> spline_of(int bins, int tails, double low, double range, double min_width, double min_height,
-                    double min_slope, double pull, double slope_pull, int exponent, int inverse) {
+                    double min_slope, double scale, double pull, double slope_pull, int exponent, int inverse) {
     const auto axis = [&](double minimum) {
         return SplineAxis<S>{static_cast<S>(low), static_cast<S>(range), static_cast<S>(minimum),
                              static_cast<S>(1 - bins * minimum)};
@@ -468,6 +467,7 @@ Spline<S> spline_of(int bins, int tails, double low, double range, double min_wi
             axis(min_width),
             axis(min_height),
             {static_cast<S>(min_slope), static_cast<S>(slope_pull), exponent != 0},
+            static_cast<S>(scale),
             static_cast<S>(pull),
             inverse != 0};
 }
@@ -481,7 +481,8 @@ static const char* rational_quadratic_spline(const void* x, const void* widths, 
                                              int64_t slope_stride, void* y, void* logdet, int type, int64_t samples,
                                              int64_t size, int elementwise, int bins, int tails, double low,
                                              double range, double min_width, double min_height, double min_slope,
-                                             double pull, double slope_pull, int exponent, int inverse, int threads) {
+                                             double scale, double pull, double slope_pull, int exponent, int inverse,
+                                             int threads) {
     if (bins < 1 || bins > kMostBins) return "too many bins";
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
@@ -491,8 +492,8 @@ static const char* rational_quadratic_spline(const void* x, const void* widths, 
                                             {static_cast<const T*>(slopes), slope_stride}};
         forward<T>({samples, size}, static_cast<const T*>(x), sources, static_cast<T*>(y), static_cast<S*>(logdet),
                    elementwise != 0,
-                   spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, pull, slope_pull, exponent,
-                                inverse),
+                   spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
+                                exponent, inverse),
                    threads);
         return nullptr;
     });
@@ -504,7 +505,7 @@ static const char* rational_quadratic_spline_backward(
     int64_t height_stride, const void* slopes, int64_t slope_stride, void* dx, void* dwidths, int64_t dwidth_stride,
     void* dheights, int64_t dheight_stride, void* dslopes, int64_t dslope_stride, int type, int64_t samples,
     int64_t size, int elementwise, int bins, int tails, double low, double range, double min_width, double min_height,
-    double min_slope, double pull, double slope_pull, int exponent, int inverse, int threads) {
+    double min_slope, double scale, double pull, double slope_pull, int exponent, int inverse, int threads) {
     if (bins < 1 || bins > kMostBins) return "too many bins";
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
@@ -517,8 +518,8 @@ static const char* rational_quadratic_spline_backward(
                                         {static_cast<T*>(dslopes), dslope_stride}};
         backward<T>({samples, size}, static_cast<const T*>(dy), static_cast<const S*>(dlogdet),
                     static_cast<const T*>(x), sources, static_cast<T*>(dx), gradients, elementwise != 0,
-                    spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, pull, slope_pull, exponent,
-                                 inverse),
+                    spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
+                                 exponent, inverse),
                     threads);
         return nullptr;
     });

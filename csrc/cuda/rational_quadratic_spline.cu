@@ -27,7 +27,7 @@ struct Spline {
     int bins, knots;  // knots: how many have a logit of their own, bins - 1 (linear tails) or bins + 1
     SplineAxis<S> x, y;
     KnotSlope<S> slope;
-    S pull;
+    S scale, pull;
     bool inverse;
     PF_FN bool tails() const { return knots < bins; }
 };
@@ -48,13 +48,14 @@ struct Logits {
     using S = Computed<T>;
     const T* data;
     int bins;
-    S pull, largest;
-    __device__ Logits(const T* data, int bins, S pull) : data(data), bins(bins), pull(pull), largest(0) {
+    S scale, pull, largest;
+    __device__ Logits(const T* data, const Spline<S>& s)
+        : data(data), bins(s.bins), scale(s.scale), pull(s.pull), largest(0) {
         largest = clipped(0);
         PF_ROLLED
         for (int k = 1; k < bins; ++k) largest = select(clipped(k) > largest, clipped(k), largest);
     }
-    __device__ S clipped(int k) const { return soft_clip(to_scalar(data[k]), pull); }
+    __device__ S clipped(int k) const { return soft_clip(to_scalar(data[k]) * scale, pull); }
     __device__ S mass(int k) const { return decay(clipped(k) - largest); }
 };
 
@@ -159,8 +160,8 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
     using S = Computed<T>;
     for (int64_t k = first_item(); k < elements; k += item_stride()) {
         const S at = to_scalar(x[k]), inside = clamped(at, s.inverse ? s.y : s.x);
-        const Logits<T> w(widths.data + k * widths.stride, s.bins, s.pull);
-        const Logits<T> h(heights.data + k * heights.stride, s.bins, s.pull);
+        const Logits<T> w(widths.data + k * widths.stride, s);
+        const Logits<T> h(heights.data + k * heights.stride, s);
         const Found<S> f = locate(inside, w, h, slopes.data + k * slopes.stride, s);
         const AtShare<S> a = spline_at(f.theta, f.bin);
         S value = s.inverse ? f.bin.x + f.theta * f.bin.width : f.bin.y + f.bin.height * (a.above / a.below);
@@ -181,7 +182,7 @@ __device__ void axis_gradients(const Logits<T>& logits, int index, S knot, S ext
     PF_ROLLED
     for (int k = 0; k < logits.bins; ++k) {
         const S direct = k < index ? knot : k == index ? extent : S(0);
-        const S g = p.unit * logits.mass(k) * (direct - common);
+        const S g = p.unit * logits.scale * logits.mass(k) * (direct - common);
         to[k] = from_scalar<T>(g * soft_clip_slope(logits.clipped(k), logits.pull));
     }
 }
@@ -196,8 +197,8 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
         const S at = to_scalar(x[k]), inside = clamped(at, s.inverse ? s.y : s.x), given = to_scalar(dy[k]);
         const bool outside = inside != at && at == at;
         const bool beyond = s.tails() && outside;
-        const Logits<T> w(widths.data + k * widths.stride, s.bins, s.pull);
-        const Logits<T> h(heights.data + k * heights.stride, s.bins, s.pull);
+        const Logits<T> w(widths.data + k * widths.stride, s);
+        const Logits<T> h(heights.data + k * heights.stride, s);
         const Found<S> f = locate(inside, w, h, slopes.data + k * slopes.stride, s);
         const AtShare<S> a = spline_at(f.theta, f.bin);
         const BinGradients<S> g = spline_gradients(beyond ? S(0) : given, beyond ? S(0) : dlog[k], a, f.bin, s.inverse);
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
 
 template <class S>
 Spline<S> spline_of(int bins, int tails, double low, double range, double min_width, double min_height,
-                    double min_slope, double pull, double slope_pull, int exponent, int inverse) {
+                    double min_slope, double scale, double pull, double slope_pull, int exponent, int inverse) {
     const auto axis = [&](double minimum) {
         return SplineAxis<S>{static_cast<S>(low), static_cast<S>(range), static_cast<S>(minimum),
                              static_cast<S>(1 - bins * minimum)};
@@ -224,6 +225,7 @@ Spline<S> spline_of(int bins, int tails, double low, double range, double min_wi
             axis(min_width),
             axis(min_height),
             {static_cast<S>(min_slope), static_cast<S>(slope_pull), exponent != 0},
+            static_cast<S>(scale),
             static_cast<S>(pull),
             inverse != 0};
 }
@@ -235,8 +237,8 @@ static const char* rational_quadratic_spline(const void* x, const void* widths, 
                                              const void* heights, int64_t height_stride, const void* slopes,
                                              int64_t slope_stride, void* y, void* log, int type, int64_t elements,
                                              int bins, int tails, double low, double range, double min_width,
-                                             double min_height, double min_slope, double pull, double slope_pull,
-                                             int exponent, int inverse, void* queue) {
+                                             double min_height, double min_slope, double scale, double pull,
+                                             double slope_pull, int exponent, int inverse, void* queue) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
         using S = Computed<T>;
@@ -246,7 +248,7 @@ static const char* rational_quadratic_spline(const void* x, const void* widths, 
         return launch(forward<T>, elements, queue, elements, static_cast<const T*>(x), source(widths, width_stride),
                       source(heights, height_stride), source(slopes, slope_stride), static_cast<T*>(y),
                       static_cast<S*>(log),
-                      spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, pull, slope_pull,
+                      spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
                                    exponent, inverse));
     });
 }
@@ -256,8 +258,8 @@ static const char* rational_quadratic_spline_backward(
     const void* dy, const void* dlog, const void* x, const void* widths, int64_t width_stride, const void* heights,
     int64_t height_stride, const void* slopes, int64_t slope_stride, void* dx, void* dwidths, int64_t dwidth_stride,
     void* dheights, int64_t dheight_stride, void* dslopes, int64_t dslope_stride, int type, int64_t elements, int bins,
-    int tails, double low, double range, double min_width, double min_height, double min_slope, double pull,
-    double slope_pull, int exponent, int inverse, void* queue) {
+    int tails, double low, double range, double min_width, double min_height, double min_slope, double scale,
+    double pull, double slope_pull, int exponent, int inverse, void* queue) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
         using S = Computed<T>;
@@ -269,7 +271,7 @@ static const char* rational_quadratic_spline_backward(
                       static_cast<const T*>(x), source(widths, width_stride), source(heights, height_stride),
                       source(slopes, slope_stride), static_cast<T*>(dx), target(dwidths, dwidth_stride),
                       target(dheights, dheight_stride), target(dslopes, dslope_stride),
-                      spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, pull, slope_pull,
+                      spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
                                    exponent, inverse));
     });
 }

@@ -8,7 +8,7 @@
 namespace PF_NAMESPACE {
 
 // The numbers are shared with pyfastgan/ops/affine_coupling.py.
-enum ScaleMap { kScaleExp, kScaleTanh, kScaleSigmoid, kScaleSoftclamp, kScaleCount };
+enum ScaleMap { kScaleExp, kScaleTanh, kScaleSigmoid, kScaleSoftclamp, kScaleClampedTanh, kScaleCount };
 
 template <class V>
 struct ScaleAt {
@@ -29,9 +29,13 @@ PF_FN ScaleAt<V> scale_at(V raw, Scalar<V> clamp, bool inverse) {
         return {inverse ? below / above : above / below, log * sign, select(left, one, e) / below * sign};
     } else {
         V log = raw, slope = splat<V>(1);
-        if constexpr (M == kScaleTanh) {
+        if constexpr (M == kScaleTanh || M == kScaleClampedTanh) {
             log = hyperbolic_tangent(raw);
             slope = S(1) - log * log;
+        }
+        if constexpr (M == kScaleClampedTanh) {
+            log = clamp * log;
+            slope = clamp * slope;
         }
         if constexpr (M == kScaleSoftclamp) {
             const V u = raw / clamp;

@@ -2,7 +2,7 @@
 
     x, raw_scale, shift   (N, ...), all of one shape
     S                     scale = "exp": exp(s); "tanh": exp(tanh s); "sigmoid": sigmoid(s + 2);
-                          "softclamp": exp(c 0.636 atan(s / c)) with c = clamp
+                          "softclamp": exp(c 0.636 atan(s / c)); "clamped_tanh": exp(c tanh s); c = clamp
     y                     x S + t, or with shift_first (x + t) S; with inverse the x that gives this
     logdet                (N,): the sum of log S over a sample, negated for the inverse
 
@@ -45,7 +45,7 @@ from ._common import (
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 
 # The numbers the kernels know them by.
-SCALES = {"exp": 0, "tanh": 1, "sigmoid": 2, "softclamp": 3}
+SCALES = {"exp": 0, "tanh": 1, "sigmoid": 2, "softclamp": 3, "clamped_tanh": 4}
 
 
 def _log_scale(raw: Tensor, scale: str, clamp: float) -> Tensor:
@@ -55,6 +55,8 @@ def _log_scale(raw: Tensor, scale: str, clamp: float) -> Tensor:
         return raw.tanh()
     if scale == "sigmoid":
         return F.logsigmoid(raw + 2)
+    if scale == "clamped_tanh":
+        return clamp * raw.tanh()
     return clamp * 0.636 * torch.atan(raw / clamp)
 
 
@@ -65,6 +67,8 @@ def _log_scale_slope(raw: Tensor, scale: str, clamp: float) -> Tensor:
         return 1 - raw.tanh().square()
     if scale == "sigmoid":
         return torch.sigmoid(-(raw + 2))
+    if scale == "clamped_tanh":
+        return clamp * (1 - raw.tanh().square())
     return 0.636 / (1 + (raw / clamp).square())
 
 
@@ -296,8 +300,8 @@ def affine_coupling(
         raw_scale: what S is made of; of x's shape, dtype (any float under autocast) and device.
         shift: the same.
         scale: "exp", S = exp(s); "tanh", exp(tanh s); "sigmoid", sigmoid(s + 2); "softclamp",
-            exp(clamp * 0.636 * atan(s / clamp)).
-        clamp: softclamp's bound of |log S|; positive.
+            exp(clamp * 0.636 * atan(s / clamp)); "clamped_tanh", exp(clamp * tanh s).
+        clamp: the bound of |log S| of softclamp and clamped_tanh; positive.
         shift_first: (x + shift) * S instead, as Glow has it.
         inverse: the x that gives this, with its own log-determinant.
 
@@ -340,6 +344,9 @@ def _samples() -> tuple[Sample, ...]:
             "softclamp, channels last, inverse of shift first",
             three(2, 3, 4, 5, channels_last=True, scale=2.0),
             {"scale": "softclamp", "clamp": 1.5, "shift_first": True, "inverse": True},
+        ),
+        Sample(
+            "clamped tanh", three(3, 21), {"scale": "clamped_tanh", "clamp": 1.9, "inverse": True}
         ),
         # A sample of several pieces of work, several samples in a piece, and nothing.
         Sample("large samples", three(2, 3, 41, 83), {"scale": "sigmoid"}),

@@ -73,6 +73,7 @@ class _Settings(NamedTuple):
     min_width: float
     min_height: float
     min_derivative: float
+    scale: float  # a factor of the logits of widths and heights
     pull: float  # 1 / bound of the soft clip of widths and heights; 0: none
     slope_pull: float  # the same of the derivatives
     exponent: bool  # derivatives are exp, not minimum + softplus
@@ -101,7 +102,8 @@ def _before(extent: Tensor) -> Tensor:
 def _bins(widths: Tensor, heights: Tensor, derivatives: Tensor, s: _Settings) -> _Bins:
     def axis(logits: Tensor, minimum: float) -> tuple[Tensor, Tensor]:
         free = 1 - minimum * logits.size(-1)
-        extent = s.range * (minimum + free * torch.softmax(_soft_clip(logits, s.pull), -1))
+        clipped = _soft_clip(logits * s.scale, s.pull)
+        extent = s.range * (minimum + free * torch.softmax(clipped, -1))
         return s.low + _before(extent), extent
 
     if s.exponent:
@@ -249,6 +251,7 @@ def rational_quadratic_spline_reference(
     min_derivative: float = 1e-3,
     elementwise: bool = False,
     parameterisation: str = "nflows",
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The definition in plain PyTorch, differentiable by autograd any number of times."""
     s = _settings(
@@ -260,6 +263,7 @@ def rational_quadratic_spline_reference(
         min_derivative,
         elementwise,
         parameterisation,
+        logit_scale,
     )
     if parameterisation != "freia":
         return _core(x, widths, heights, derivatives, s)
@@ -287,6 +291,7 @@ def _settings(
     min_derivative: float,
     elementwise: bool,
     parameterisation: str,
+    logit_scale: float,
 ) -> _Settings:
     low, extent = (-float(tail_bound), 2.0 * tail_bound) if tails else (0.0, 1.0)
     if parameterisation == "nflows":
@@ -304,6 +309,7 @@ def _settings(
         float(min_bin_width),
         float(min_bin_height),
         float(min_derivative),
+        float(logit_scale),
         pull,
         slope_pull,
         parameterisation != "nflows",
@@ -368,11 +374,12 @@ def _backward_reference(
     knots = torch.arange(logits[0].size(-1) + 1, device=x.device)
 
     def axis(v: Tensor, minimum: float, by_knot: Tensor, by_extent: Tensor) -> Tensor:
-        clipped = _soft_clip(v, s.pull)
+        clipped = _soft_clip(v * s.scale, s.pull)
         share = torch.softmax(clipped, -1)
         direct = (bins < p.bin) * by_knot[..., None] + (bins == p.bin) * by_extent[..., None]
         g = share * (direct - (share * direct).sum(-1, keepdim=True))
-        return s.range * (1 - minimum * v.size(-1)) * g * (1 - clipped.abs() * s.pull).square()
+        g = s.scale * g * (1 - clipped.abs() * s.pull).square()
+        return s.range * (1 - minimum * v.size(-1)) * g
 
     dw = axis(logits[0], s.min_width, -by_theta / p.width, by_width)
     dh = axis(logits[1], s.min_height, out, by_height)
@@ -459,6 +466,7 @@ def _tail(x: Tensor, bins: int, s: _Settings) -> tuple[Any, ...]:
         s.min_width,
         s.min_height,
         s.min_derivative,
+        s.scale,
         s.pull,
         s.slope_pull,
         s.exponent,
@@ -516,9 +524,9 @@ def _backward_cpu(
 
 def _numbers(s: _Settings) -> tuple[Any, ...]:
     """What both CUDA kernels take after the number of bins, and the stream."""
-    numbers = (s.tails, s.low, s.range, s.min_width, s.min_height, s.min_derivative, s.pull)
+    numbers = (s.tails, s.low, s.range, s.min_width, s.min_height, s.min_derivative, s.scale)
     queue = torch.cuda.current_stream().cuda_stream
-    return (*numbers, s.slope_pull, s.exponent, s.inverse, queue)
+    return (*numbers, s.pull, s.slope_pull, s.exponent, s.inverse, queue)
 
 
 def _forward_cuda(
@@ -573,7 +581,7 @@ def _backward_cuda(
 
 _SCHEMA = (
     "bool inverse, bool tails, float low, float range, float min_width, float min_height, float min_derivative, "
-    "float pull, float slope_pull, bool exponent, bool elementwise"
+    "float scale, float pull, float slope_pull, bool exponent, bool elementwise"
 )
 
 # Without heights and derivatives, widths holds all three one after the other.
@@ -648,6 +656,7 @@ def _check(
     min_bin_height: float,
     min_derivative: float,
     parameterisation: str,
+    logit_scale: float,
 ) -> None:
     check_float("x", x)
     check_choice("parameterisation", parameterisation, PARAMETERISATIONS)
@@ -683,6 +692,12 @@ def _check(
         raise ValueError(f"tail_bound must be finite and positive, got {tail_bound}")
     if not (0 < min_derivative < 1):
         raise ValueError(f"min_derivative must lie between 0 and 1, got {min_derivative}")
+    if not (math.isfinite(logit_scale) and logit_scale > 0):
+        raise ValueError(f"logit_scale must be finite and positive, got {logit_scale}")
+    if extra and logit_scale != 1:
+        raise ValueError(
+            f"logit_scale must be 1 with parameterisation='freia', whose numbers are no logits, got {logit_scale}"
+        )
     # The widest that a bin can be at least: an equal share, or freia's own at zero logits.
     most, what = (2 * tail_bound, "2 tail_bound") if extra else (1 / bins, f"1 / {bins} bins")
     for name, value in (("min_bin_width", min_bin_width), ("min_bin_height", min_bin_height)):
@@ -745,6 +760,7 @@ def rational_quadratic_spline(
     min_derivative: float = 1e-3,
     elementwise: bool = False,
     parameterisation: str = "nflows",
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """A monotone rational-quadratic spline of each element, or its inverse, and the log-determinant.
 
@@ -760,6 +776,8 @@ def rational_quadratic_spline(
         min_derivative: the least derivative at a knot; for zuko what bounds all logits, its `slope`.
         elementwise: do not sum the log-determinant over a sample.
         parameterisation: "nflows", "zuko" or "freia": what the logits mean; the defaults of all arguments are nflows'.
+        logit_scale: a positive factor of the logits of widths and heights, not of the derivatives: where nflows takes
+            them from a network of n hidden units, it is 1 / sqrt(n).
 
     Returns:
         y, contiguous, of x's shape and dtype; and logdet (N,), or of x's shape if elementwise, in float32
@@ -781,6 +799,7 @@ def rational_quadratic_spline(
         min_bin_height,
         min_derivative,
         parameterisation,
+        logit_scale,
     )
     widths, heights, derivatives = (t.to(x.dtype) for t in (widths, heights, derivatives))
     s = _settings(
@@ -792,6 +811,7 @@ def rational_quadratic_spline(
         min_derivative,
         elementwise,
         parameterisation,
+        logit_scale,
     )
     if parameterisation == "freia":
         return _call_freia(
@@ -812,6 +832,7 @@ def packed_rational_quadratic_spline(
     min_derivative: float = 1e-3,
     elementwise: bool = False,
     parameterisation: str = "nflows",
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """`rational_quadratic_spline` of logits (*x.shape, P) that hold widths, heights and derivatives one after the other
     (for freia the two ends before them), as networks give them: they are read, and their gradient is made, in place."""
@@ -829,8 +850,8 @@ def packed_rational_quadratic_spline(
     if extra:
         w, h = torch.cat((ends[0], w), -1), torch.cat((ends[1], h), -1)
     arguments = (tails, tail_bound, min_bin_width, min_bin_height, min_derivative)
-    _check(x, w, h, d, *arguments, parameterisation)
-    s = _settings(inverse, *arguments, elementwise, parameterisation)
+    _check(x, w, h, d, *arguments, parameterisation, logit_scale)
+    s = _settings(inverse, *arguments, elementwise, parameterisation, logit_scale)
     if not extra:
         return _call(x, logits.to(x.dtype), None, None, s)
     w, h, d = (t.to(x.dtype) for t in (w, h, d))
@@ -867,13 +888,14 @@ def _samples() -> tuple[Sample, ...]:
         Sample(
             "zuko, wild logits",
             logits(3, 3, 5, scale=10.0),
-            {"parameterisation": "zuko", "tail_bound": 1.5},
+            {"parameterisation": "zuko", "tail_bound": 1.5, "logit_scale": 0.7},
         ),
         Sample(
             "freia, inverse",
             logits(2, 2, 5, extra=1),
             {"parameterisation": "freia", "inverse": True, "min_bin_width": 0.1},
         ),
+        Sample("scaled logits", logits(4, 3, 5), {"logit_scale": 0.25}),
         Sample("empty", logits(4, 0, 3)),
     )
 
@@ -910,6 +932,10 @@ def _bad_calls() -> tuple[BadCall, ...]:
          "did you mean 'nflows'"),
         ("negative bound", (x, w, w, d), {"tail_bound": -1.0}, ValueError,
          "tail_bound must be finite and positive"),
+        ("no scale", (x, w, w, d), {"logit_scale": 0.0}, ValueError,
+         "logit_scale must be finite and positive"),
+        ("freia with a scale", (x, full, full, d), {"parameterisation": "freia", "logit_scale": 0.5}, ValueError,
+         "logit_scale must be 1 with"),
         ("outside the domain", (x - 0.5, w, w, full), {"tails": None}, ValueError,
          r"x must lie in \[0.0, 1.0\] with tails=None"),
     )  # fmt: skip

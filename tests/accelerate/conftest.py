@@ -1,0 +1,7 @@
+"""What the tests of `accelerate` share."""
+
+import sys
+from pathlib import Path
+
+# For `same`.
+sys.path.insert(0, str(Path(__file__).parent))
