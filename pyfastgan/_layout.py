@@ -1,4 +1,4 @@
-"""How a tensor lies in memory, as the launchers of these kernels see it. Nothing here needs Triton."""
+"""How a tensor lies in memory, as the ops and the launchers of their kernels see it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    if x.dim() == 5:
-        return x.is_contiguous(memory_format=torch.channels_last_3d)
-    return False
+    """From the strides: inside `torch.func.vmap` a tensor does not answer for memory formats."""
+    if x.dim() not in (4, 5):
+        return False
+    expected = 1
+    for k in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.size(k) != 1 and x.stride(k) != expected:
+            return False
+        expected *= x.size(k)
+    return True
 
 
 def dense(x: Tensor) -> Tensor:
@@ -27,7 +31,8 @@ def dense_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 def outer_channels_inner(x: Tensor) -> tuple[int, int, int]:
-    """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner = 1."""
+    """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner =
+    1."""
     outer, channels, *inner = x.shape
     if inner and x.is_contiguous():
         return outer, channels, math.prod(inner)
