@@ -37,3 +37,20 @@ def outer_channels_inner(x: Tensor) -> tuple[int, int, int]:
     if inner and x.is_contiguous():
         return outer, channels, math.prod(inner)
     return outer * math.prod(inner), channels, 1
+
+
+def _samples_apart(x: Tensor) -> bool:
+    """Whether each sample lies as in a contiguous tensor; the samples may lie apart."""
+    expected = 1
+    for k in range(x.dim() - 1, 0, -1):
+        if x.size(k) != 1 and x.stride(k) != expected:
+            return False
+        expected *= x.size(k)
+    return True
+
+
+def in_rows(like: Tensor, *others: Tensor) -> list[Tensor]:
+    """The others with the elements of a sample in the order of the dense `like`."""
+    if like.is_contiguous():
+        return [t if _samples_apart(t) else t.contiguous() for t in others]
+    return [dense_like(t, like) for t in others]

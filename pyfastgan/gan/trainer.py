@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,14 @@ class GAN:
         self.optimizers = {
             name: _optimizer(network, config) for name, network in self.networks.items()
         }
+
+    @property
+    def period(self) -> int:
+        """Of the generator's turns and the penalties."""
+        config = self.config
+        return math.lcm(
+            config.discriminator_steps, 1 if config.penalty == "none" else config.penalty_interval
+        )
 
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int

@@ -25,6 +25,10 @@ class System(Protocol):
         averaged: The names of the networks that make samples. Their moving average (with
             `ema_decay` 0 their current weights) is what is sampled from and what
             weights.safetensors holds.
+
+    A system that can be trained with `cuda_graph=True` also has `period`: the steps after which the
+    work of `training_step` repeats, in all but its data and noise; 0 if it does not. Its steps
+    then wait for the device nowhere, and see only the numbers `period` to `2 period - 1`.
     """
 
     networks: dict[str, nn.Module]
