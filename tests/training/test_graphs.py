@@ -5,9 +5,13 @@ import torch
 
 import pyfastgan as pf
 from pyfastgan import ops
+from pyfastgan.gan.config import GANConfig
+from pyfastgan.gan.trainer import GAN
 from pyfastgan.ops.random import seeds_shifted_by
 from pyfastgan.training import TrainConfig, captured
 from pyfastgan.training.graphs import GraphedSteps
+from pyfastgan.vae.config import VAEConfig
+from pyfastgan.vae.system import VAESystem
 
 
 class Fabric:
@@ -117,11 +121,18 @@ def test_a_system_whose_steps_differ_is_refused():
 
 
 def test_the_periods_of_the_families():
-    gan = pf.gan.trainer.GANSystem
-    config = pf.gan.config.preset("wgan-gp")
-    system = gan.__new__(gan)
-    system.config = config
-    assert system.period == config.discriminator_steps
+    """A generator's turn and a penalty that is due are other work; a growing capacity is never the same."""
+    for changes, period in (
+        ({"penalty": "r1", "penalty_interval": 4, "discriminator_steps": 6}, 12),
+        ({"penalty": "none", "discriminator_steps": 3}, 3),
+    ):
+        gan = object.__new__(GAN)
+        gan.config = GANConfig(**changes)
+        assert gan.period == period
+    for capacity, period in ((None, 1), (2.0, 0)):
+        vae = object.__new__(VAESystem)
+        vae.config = VAEConfig(capacity=capacity)
+        assert vae.period == period
 
 
 def test_captured_functions_take_cuda_tensors():
