@@ -1,22 +1,28 @@
-"""One command for a machine with a GPU: build, the contract on it, the noise of CPU and GPU, the benchmark rows.
+"""One command for a machine with a GPU: build, the contract on it, noise, launches, sanitizer, speed, training steps.
 
     python benchmarks/gpu_check.py [--device cuda|cpu] [--out FOLDER] [--only STAGE ...]
 
 Each stage is a process of its own with a time limit, 9 minutes in all. What it finds stands in `gpu_check.json` as soon
-as it is found, what it prints in `<stage>.log`; the folder is $OUT, or benchmarks/results. `--device cpu` rehearses it.
+as it is found, what it prints in `<stage>.log`; the folder is $OUT, or benchmarks/results. At the end stands a short
+table. `--device cpu` rehearses it, on small tensors. `benchmarks/report.py` puts the JSON beside the CPU's rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +30,19 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = {"build": 150, "environment": 40, "noise": 50, "contract": 180, "benchmark": 110}
+SECONDS = {
+    "build": 130,
+    "environment": 15,
+    "noise": 30,
+    "contract": 130,
+    "launches": 25,
+    "inductor": 40,
+    "sanitizer": 40,
+    "benchmark": 95,
+    "training": 30,
+}
+# Of tensors of 64 MB and more; a rehearsal has the registry's rows alone.
+LARGE = 1 << 24
 
 
 def update(out: Path, stage: str, found: dict[str, Any]) -> None:
@@ -54,12 +72,15 @@ def environment(device: str, out: Path) -> None:
     kernels = [k for op in ops().values() for k in op.kernels]
     found["serving"] = {k.name: k.serving(torch.device(device)) for k in kernels}
     update(out, "environment", found)
-    assert "reference" not in found["serving"].values(), f"kernels are missing: {found['serving']}"
+    for k in kernels:
+        written = {"cpu"} if device == "cpu" else {"cuda", "triton"}
+        backend = found["serving"][k.name]
+        assert backend in written or not written & set(k.backends()), f"{backend} serves {k.name}"
 
 
 def contract(device: str, out: Path) -> None:
     words = ["-m", "pytest", "-q", "tests/ops/test_contract.py"]
-    words += ["-k", "check_values"] if device == "cpu" else []
+    words += ["-k", "check_values-f32 and cpu and not large"] if device == "cpu" else []
     words += ["-n", "8"] if importlib.util.find_spec("xdist") else []
     os.environ["PYFASTGAN_TEST_DEVICE"] = device
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
@@ -96,6 +117,76 @@ def noise(device: str, out: Path) -> None:
         ops.random_normal((64, 64), device=device)
 
 
+def served(device: str) -> list[Any]:
+    """The ops that have a kernel of their own for the device."""
+    from pyfastgan.ops._registry import ops
+
+    own = {"cpu"} if device == "cpu" else {"cuda", "triton"}
+    return [op for op in ops().values() if own & set(op.kernels[0].backends())]
+
+
+def launches(device: str, out: Path) -> None:
+    """Every op without waiting for the GPU, on another stream, and from a CUDA graph, with the same bits."""
+    from pyfastgan import testing
+
+    done = []
+    for op in served(device):
+        sample = op.samples[0]
+        expected = testing.run(op.function, op, sample, torch.float32, device)
+        args, kwargs = sample.make(torch.float32, device)
+        if device == "cuda":
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                again = testing.run(op.function, op, sample, torch.float32, device)
+            stream.synchronize()
+            testing._assert_same(expected, again, f"{op.name} on another stream")
+            plain = testing._tensors(op.function(*args, **kwargs))
+            torch.cuda.set_sync_debug_mode("error")
+            op.function(*args, **kwargs)
+            torch.cuda.set_sync_debug_mode("default")
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                held = testing._tensors(op.function(*args, **kwargs))
+            graph.replay()
+            torch.cuda.synchronize()
+            testing._assert_same(list(plain), list(held), f"{op.name} from a CUDA graph")
+        done.append(op.name)
+        update(out, "launches", {"ops": done})
+
+
+def inductor(device: str, out: Path) -> None:
+    """`torch.compile(fullgraph=True)` with inductor, as many ops as the time allows."""
+    from pyfastgan import testing
+
+    begin, done = time.monotonic(), []
+    for op in served(device):
+        if time.monotonic() - begin > SECONDS["inductor"] * 0.6:
+            break
+        testing.check_compiles(op, op.samples[0], device, backend="inductor")
+        done.append(op.name)
+        update(out, "inductor", {"ops": done})
+
+
+def sanitizer(device: str, out: Path) -> None:
+    """compute-sanitizer's memcheck on the small sample calls, where there is one."""
+    tool = shutil.which("compute-sanitizer") or shutil.which(
+        "/usr/local/cuda/bin/compute-sanitizer"
+    )
+    if tool is None or device == "cpu":
+        update(out, "sanitizer", {"found": "no compute-sanitizer, or no GPU"})
+        return
+    words = ["-m", "pytest", "-x", "-q", "tests/ops/test_contract.py"]
+    words += ["-k", "check_values-f32 and not large and not several and not many"]
+    environment = os.environ | {
+        "PYFASTGAN_TEST_DEVICE": device,
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, *words]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    update(out, "sanitizer", {"found": "no error"})
+
+
 def turn(call: Any, count: int, device: str) -> float:
     """Seconds of a call, from the GPU's own clock where there is one."""
     if device == "cpu":
@@ -112,49 +203,225 @@ def turn(call: Any, count: int, device: str) -> float:
     return start.elapsed_time(end) * 1e-3 / count
 
 
-def measure(row: Any, device: str, with_compile: bool) -> dict[str, Any]:
-    """The contestants in turns, and the copy of the bytes that must move; medians."""
-    calls = row.make()
+def rotated(calls: list[Any]) -> Any:
+    """The same call on other tensors every time, so that none of them is still in the L2 cache."""
+    place = [0]
+
+    def call() -> Any:
+        place[0] = (place[0] + 1) % len(calls)
+        return calls[place[0]]()
+
+    return call
+
+
+def cache_size(device: str) -> int:
+    return torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 0
+
+
+def machine_rates(device: str) -> dict[str, float]:
+    """Bytes a second of a copy that no cache holds, and operations a second of a matrix product."""
+    size, side = (1 << 30, 8192) if device == "cuda" else (1 << 24, 256)
+    source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
+    a, b = (torch.randn(side, side).bfloat16() for _ in range(2))
+    rates = {}
+    for name, call, work in (
+        ("copy_bytes", lambda: target.copy_(source), 2 * size),
+        ("bfloat16_operations", lambda: a @ b, 2 * side**3),
+    ):
+        turn(call, 1, device)
+        rates[name] = work / statistics.median(turn(call, 3, device) for _ in range(10))
+    return rates
+
+
+def measure(row: Any, device: str, with_compile: bool, rates: dict[str, float]) -> dict[str, Any]:
+    """The contestants in turns, on tensors that are in no cache; medians."""
+    copies = max(1, min(8, math.ceil(3 * cache_size(device) / row.bytes)))
+    made = [row.make() for _ in range(copies)]
     if with_compile:
         torch.compiler.reset()
-        calls.setdefault("compile", torch.compile(calls["eager"]))
-    else:
-        calls.pop("compile", None)
-    source = torch.zeros(int(row.bytes) // 2, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    calls["limit"] = lambda: target.copy_(source)
+        for calls in made:
+            calls.setdefault("compile", torch.compile(calls["eager"]))
+    names = [n for n in made[0] if with_compile or n != "compile"]
+    calls = {name: rotated([m[name] for m in made]) for name in names}
     first = {name: turn(call, 1, device) for name, call in calls.items()}
+    for call in calls.values():
+        turn(call, copies, device)
     once = {name: min(turn(call, 1, device) for _ in range(3)) for name, call in calls.items()}
     rounds = [
         {name: turn(call, max(1, int(2e-3 / once[name])), device) for name, call in calls.items()}
-        for _ in range(20 if device == "cuda" else 3)
+        for _ in range(20 if device == "cuda" else 2)
     ]
     seconds = {name: statistics.median(r[name] for r in rounds) for name in calls}
-    over = {name: value / seconds["ours"] for name, value in seconds.items()}
+    limit = max(row.bytes / rates["copy_bytes"], row.flops / rates["bfloat16_operations"])
     return {
         "name": row.name,
         "shape": row.shape,
         "seconds": seconds,
-        "over_ours": over,
+        "limit": limit,
+        "over_ours": {name: value / seconds["ours"] for name, value in seconds.items()},
+        "of_limit": limit / seconds["ours"],
         "first": first,
     }
 
 
+def large_rows() -> list[tuple[str, str, Any]]:
+    """An op's name, the element type and a row of 64 MB tensors and more."""
+
+    def module(name: str) -> Any:
+        return importlib.import_module(f"pyfastgan.ops.{name}")
+
+    bias, norm, couple = module("bias_act"), module("norm_act"), module("affine_coupling")
+    image = (LARGE // 2**16, 64, 32, 32)
+    rows = [
+        *(
+            ("bias_act", bias._row(act, image, "contiguous", 1))
+            for act in ("leaky_relu", "silu", "gelu")
+        ),
+        *(
+            ("norm_act", norm._row(kind, "leaky_relu", image, "contiguous", order))
+            for kind in norm.NORMS
+            for order in (1, 2)
+        ),
+        ("norm_act", norm._row("batch", "leaky_relu", image, "channels last", 2)),
+        ("affine_coupling", couple._row(image, "tanh", False, 1)),
+        ("nearest_code", module("nearest_code")._row(1 << 17, 8192, 256)),
+    ]
+    return [
+        (dtype, name, row)
+        for name, row in rows
+        for dtype in (("float32", "bfloat16") if name != "affine_coupling" else ("float32",))
+    ]
+
+
 def benchmark(device: str, out: Path) -> None:
-    """Every row of the registry, as far as the time goes; torch.compile takes part in the first ones."""
+    """Large tensors, with torch.compile, then every row of the registry, as far as the time goes."""
     from pyfastgan.ops._registry import ops
 
     torch.set_default_device(device)  # rows allocate where torch does
-    begin, rows = time.monotonic(), []
-    for name, row in [(op.name, row) for op in ops().values() for row in op.rows()]:
+    begin = time.monotonic()
+    rates = machine_rates(device)
+    update(out, "benchmark", {"rates": rates, "rows": []})
+    planned = [("float32", op.name, row, False) for op in ops().values() for row in op.rows()]
+    if device == "cuda":
+        large = [(*found, True) for found in large_rows()]
+        planned = large[:6] + planned + large[6:]
+    rows: list[dict[str, Any]] = []
+    for dtype, name, row, compiled in planned:
         used = (time.monotonic() - begin) / SECONDS["benchmark"]
         if used > 0.85:
             break
-        rows.append({"op": name, **measure(row, device, device == "cuda" and used < 0.4)})
+        torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            found = measure(row, device, compiled and used < 0.5, rates)
+        except Exception as error:  # one row less, and the reason, in place of none after it
+            found = {
+                "name": row.name,
+                "shape": row.shape,
+                "error": f"{type(error).__name__}: {error}",
+            }
+        rows.append({"op": name, "dtype": dtype, "large": compiled, **found})
         update(out, "benchmark", {"rows": rows})
+    left = len(planned) - len(rows)
+    update(out, "benchmark", {"not_reached": left})
 
 
-STAGES = {f.__name__: f for f in (build, environment, noise, contract, benchmark)}
+def critic_steps(device: str) -> dict[str, float]:
+    """Seconds of a critic's step with R1: by autograd, ours, and ours from a CUDA graph."""
+    from bench_critic_step import critic
+
+    from pyfastgan.gan import critic_step
+    from pyfastgan.training.graphs import beside, capture
+
+    rows, pixels = (64, 64) if device == "cuda" else (4, 16)
+    kind = torch.bfloat16
+    net = critic(pixels).to(device, kind)
+    real, fake = (torch.randn(rows, 3, pixels, pixels, device=device, dtype=kind) for _ in range(2))
+
+    def eager() -> None:
+        net.zero_grad()
+        x = real.detach().requires_grad_()
+        judged = net(x).float()
+        (slope,) = torch.autograd.grad(judged.sum(), x, create_graph=True)
+        penalty = slope.float().square().flatten(1).sum(1).mean()
+        loss = torch.nn.functional.softplus(net(fake).float()).mean()
+        (loss + torch.nn.functional.softplus(-judged).mean() + 5 * penalty).backward()
+
+    def ours() -> None:
+        net.zero_grad()
+        critic_step(net, real, fake, loss="non-saturating", penalty="r1", weight=10.0, seed=1)
+
+    calls = {"eager": eager, "ours": ours}
+    if device == "cuda":
+        for _ in range(3):
+            beside(ours)
+        calls["ours, CUDA graph"] = capture(ours)
+    for call in calls.values():
+        turn(call, 2, device)
+    rounds = [{n: turn(c, 3, device) for n, c in calls.items()} for _ in range(5)]
+    return {n: statistics.median(r[n] for r in rounds) for n in calls}
+
+
+def training(device: str, out: Path) -> None:
+    """A critic's step, and the steps a second of whole trainings with and without CUDA graphs."""
+    update(out, "training", {"r1_critic_step": critic_steps(device)})
+    import pyfastgan as pf
+
+    families = {"dcgan": pf.gan, "vae": pf.vae, "pixelcnn": pf.autoregressive}
+    steps = 200 if device == "cuda" else 4
+    rates: dict[str, dict[str, float]] = {}
+    for name, family in families.items():
+        for graphed in (False, True) if device == "cuda" else (False,):
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+                run = family.train(
+                    name, out=Path(folder) / "run", data="digits", steps=steps, batch_size=64, accelerator=device,
+                    log_every=steps // 2, sample_every=0, checkpoint_every=0, cuda_graph=graphed,
+                )  # fmt: skip
+                rate = run.history[-1]["steps_per_second"]
+            rates.setdefault(name, {})["CUDA graph" if graphed else "launches"] = float(rate)
+            update(out, "training", {"steps_per_second": rates})
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The outcomes, and the large rows."""
+    lines = [f"{'stage':12} outcome"]
+    lines += [f"{n:12} {found['outcome']}, {found['seconds']} s" for n, found in report.items()]
+    rows = report.get("benchmark", {}).get("rows", [])
+    if rows:
+        lines += [
+            "",
+            f"{'row':52} {'dtype':9} {'ours ms':>8} {'x eager':>8} {'x compile':>9} {'of limit':>8}",
+        ]
+    for row in rows:
+        if not row["large"] and any(r["large"] for r in rows):
+            continue
+        title = f"{row['name']}, {row['shape']}"
+        if "error" in row:
+            lines.append(f"{title[:52]:52} {row['error'][:60]}")
+            continue
+        over = row["over_ours"]
+        shown = [f"{over[n]:.2f}" if n in over else "-" for n in ("eager", "compile")]
+        milliseconds = 1e3 * row["seconds"]["ours"]
+        lines.append(
+            f"{title[:52]:52} {row['dtype']:9} {milliseconds:8.3f} {shown[0]:>8} {shown[1]:>9} "
+            f"{row['of_limit']:8.2f}"
+        )
+    return "\n".join(lines)
+
+
+STAGES = {
+    f.__name__: f
+    for f in (
+        build,
+        environment,
+        noise,
+        contract,
+        launches,
+        inductor,
+        sanitizer,
+        benchmark,
+        training,
+    )
+}
 
 
 def main() -> int:
@@ -174,17 +441,18 @@ def main() -> int:
     for stage in options.only:
         words = [__file__, "--inside", stage, "--device", device, "--out", str(out)]
         start, log = time.monotonic(), out / f"{stage}.log"
+        limit = SECONDS[stage] * (1 if device == "cuda" else 10)  # a rehearsal may be slow
         with log.open("w") as file:
             # A group of its own, so that nothing that it starts outlives it.
             process = subprocess.Popen(
                 [sys.executable, *words], stdout=file, stderr=file, start_new_session=True
             )
             try:
-                status = process.wait(SECONDS[stage])
+                status = process.wait(limit)
                 outcomes[stage] = f"exit status {status}" if status else "passed"
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                outcomes[stage] = f"not done in {SECONDS[stage]} s"
+                outcomes[stage] = f"not done in {limit} s"
         seconds = round(time.monotonic() - start, 1)
         update(out, stage, {"outcome": outcomes[stage], "seconds": seconds})
         print(f"{stage}: {outcomes[stage]}, {seconds} s", flush=True)
@@ -192,6 +460,7 @@ def main() -> int:
             print("\n".join(log.read_text().splitlines()[-15:]), flush=True)
             if stage == "build":
                 break
+    print(summary(json.loads((out / "gpu_check.json").read_text())), flush=True)
     return int(set(outcomes.values()) != {"passed"})
 
 

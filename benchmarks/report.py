@@ -1,9 +1,10 @@
 """Draws docs/benchmarks.md and its plots from the results of the suites in this folder.
 
-    python benchmarks/report.py [FILE] [--docs FOLDER] [--run [--quick] [--force]]
+    python benchmarks/report.py [FILE] [--docs FOLDER] [--gpu FILE] [--run [--quick] [--force]]
 
 `--run` measures first: it is `pytest benchmarks --results FILE`. The results of `pyfastgan bench
---json FILE` can be drawn too; they hold neither size sweeps nor whole training steps.
+--json FILE` can be drawn too; they hold neither size sweeps nor whole training steps. `--gpu` is
+what `make gpu-check` has written on a machine with a GPU.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pyfastgan.bench import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+GPU = ROOT / "benchmarks" / "results" / "gpu_check.json"
 COLOURS = {"ours": "#1b6ca8", "eager": "#d1495b", "compile": "#edae49", "limit": "#7a7a7a"}
 # Reproducible files: no date, and the same names of the parts every time.
 plt.rcParams |= {"svg.hashsalt": "pyfastgan", "svg.fonttype": "none", "font.size": 9}
@@ -31,6 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks.md")
+    parser.add_argument("--gpu", type=Path, default=GPU, help="results of make gpu-check")
     parser.add_argument("--run", action="store_true", help="measure first")
     parser.add_argument("--quick", action="store_true", help="measure each row for a shorter time")
     parser.add_argument("--force", action="store_true", help="measure on a noisy machine, marked")
@@ -50,7 +53,7 @@ def main():
     if sweeps:
         draw_sweeps(sweeps, images / "benchmarks-size.svg")
     page = options.docs / "benchmarks.md"
-    page.write_text(text(results, rows, sweeps))
+    page.write_text(text(results, rows, sweeps, gpu_results(options.gpu)))
     print(page)
 
 
@@ -64,7 +67,13 @@ def run(options):
         sys.exit(done.returncode)
 
 
-def text(results, rows, sweeps):
+def gpu_results(path):
+    """The report of a check on a GPU; None if there is none, or only a rehearsal on a CPU."""
+    report = json.loads(path.read_text()) if path.exists() else {}
+    return report if "gpu" in report.get("environment", {}) else None
+
+
+def text(results, rows, sweeps, gpu=None):
     """The page."""
     machine, versions = results["hardware"], results["versions"]
     found = results["rows"]
@@ -93,6 +102,7 @@ def text(results, rows, sweeps):
     ]
     if rows:
         parts += ["## Rows", "![Speed-up of every row](images/benchmarks-speedup.svg)", table(rows)]
+    parts += gpu_parts(rows, gpu)
     if sweeps:
         parts += ["## Size", "![Time an element by size](images/benchmarks-size.svg)"]
         for name, members in sweeps.items():
@@ -101,6 +111,47 @@ def text(results, rows, sweeps):
     if notes:
         parts += ["## What did not work", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def gpu_parts(rows, gpu):
+    """The section on the GPU: every row of the registry, and those of large tensors."""
+    measured = [] if gpu is None else gpu.get("benchmark", {}).get("rows", [])
+    small = {(row["name"], row["shape"]): row for row in measured if not row["large"]}
+    missing = {"seconds": {}, "over_ours": {}}
+    shown = [
+        gpu_line(row, small.get((row["name"], row["shape"]), missing), "float32") for row in rows
+    ]
+    parts = ["## GPU"]
+    if gpu is None:
+        parts.append(
+            "No row has been run on a GPU yet: `make gpu-check` on a machine with one writes "
+            "`benchmarks/results/gpu_check.json`, and this page then holds its numbers."
+        )
+    else:
+        rates = gpu["benchmark"]["rates"]
+        parts.append(
+            f"{gpu['environment']['gpu']}. Copies move {rates['copy_bytes'] / 1e9:.0f} GB/s, bfloat16 "
+            f"products do {rates['bfloat16_operations'] / 1e12:.0f} Tflop/s. Inputs are rotated, so "
+            "that none is in the L2 cache. *Of limit* is the share of these rates that ours reaches."
+        )
+    large = [gpu_line(row, row, row["dtype"]) for row in measured if row["large"]]
+    head = "| row | shape | type | ours | x eager | x compile | of limit |\n|---|---|---|--:|--:|--:|--:|"
+    return [*parts, "\n".join([head, *large, *shown])]
+
+
+def gpu_line(row, found, dtype):
+    if "error" in found:
+        cells = [f"fails: {found['error']}", "", "", ""]
+    elif not found["seconds"]:
+        cells = ["not measured", "", "", ""]
+    else:
+        ratios = [found["over_ours"].get(name) for name in ("eager", "compile")]
+        cells = [
+            duration(found["seconds"]["ours"]),
+            *("" if r is None else f"{r:.2f}" for r in ratios),
+        ]
+        cells.append(f"{found['of_limit']:.2f}")
+    return "| " + " | ".join([row["name"], row["shape"], dtype, *cells]) + " |"
 
 
 def loses(row):

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._layout import dense, dense_like, outer_channels_inner
+from .._layout import dense, dense_like, outer_channels_inner
 from .activation import ACTIVATIONS, LEAKY_RELU, activate, activate_curvature, activate_slope
 from .elementary import float_from_bits, to_storage
 
@@ -232,7 +232,8 @@ def _plan(x: Tensor, channelwise: bool, kernel: str) -> _Plan:
     return _Plan(rows, columns, channels, inner, by_row, x.numel() >= WIDE_FROM, height, width)
 
 
-def _bits(value: float) -> int:
+def float64_bits(value: float) -> int:
+    """What `float_from_bits` takes."""
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
@@ -241,7 +242,7 @@ def _settings(
 ) -> tuple[list[int], int]:
     """The numbers as their bits, and the activation's. The bound is as the storage type has it, as a kept output is."""
     bound = 0.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()
-    return [_bits(slope), _bits(gain), _bits(bound)], ACTIVATIONS.index(act)
+    return [float64_bits(slope), float64_bits(gain), float64_bits(bound)], ACTIVATIONS.index(act)
 
 
 def bias_act(

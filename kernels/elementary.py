@@ -111,3 +111,31 @@ def normal_cdf(x):
         lower = tl.where(z < 1.0, 0.5 - inner, tail)  # P(Z <= -|x|)
         result = tl.where(x > 0.0, 1.0 - lower, lower)
     return result
+
+
+@triton.jit
+def arctangent(x):
+    a = tl.abs(x)
+    big, middle = a > 2.41421356, a > 0.414213562  # tan(3 pi / 8), tan(pi / 8)
+    t = tl.where(big, -1.0, tl.where(middle, a - 1.0, a)) / tl.where(
+        big, a, tl.where(middle, a + 1.0, 1.0)
+    )
+    if x.dtype == tl.float64:
+        # Half the angle, at most pi / 16, by Taylor's series.
+        t = t / (1.0 + tl.sqrt(1.0 + t * t))
+        u = t * t
+        p = tl.full(x.shape, 0.0, x.dtype)
+        for k in tl.static_range(12):
+            p = u * (p + (-1.0 if k % 2 == 0 else 1.0) * (-1.0 / (25 - 2 * k)))
+        turned = 2.0 * (t + t * p)
+        eighth = tl.full(
+            x.shape, 0.78539816339744830962, x.dtype
+        )  # a bare number would be a float32
+        base = tl.where(big, 2.0 * eighth, tl.where(middle, eighth, 0.0))
+    else:
+        u = t * t
+        p = -1.3877678e-01 + u * 8.0537215e-02
+        turned = t + t * u * (-3.333295e-01 + u * (1.997771e-01 + u * p))
+        base = tl.where(big, 1.57079633, tl.where(middle, 0.785398163, 0.0))
+    value = base + turned
+    return tl.where(x < 0.0, -value, value)

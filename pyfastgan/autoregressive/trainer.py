@@ -118,6 +118,7 @@ class PixelCNNSystem:
     """The system that the training loop drives: one network, one optimizer, one step."""
 
     averaged: tuple[str, ...] = ("network",)
+    period = 1
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,14 @@ class GAN:
         plain = plain and config.label_smoothing == 0
         if config.architecture == "mlp" and plain:
             self._passes = {name: Passes(net) for name, net in self.networks.items()}  # type: ignore[arg-type]
+
+    @property
+    def period(self) -> int:
+        """Of the generator's turns and the penalties."""
+        config = self.config
+        return math.lcm(
+            config.discriminator_steps, 1 if config.penalty == "none" else config.penalty_interval
+        )
 
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int

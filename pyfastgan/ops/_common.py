@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from .._layout import dense, dense_like, is_channels_last, outer_channels_inner
+
+__all__ = [
+    "TYPE_NUMBER",
+    "accumulation",
+    "address",
+    "apply",
+    "check_float",
+    "check_like",
+    "dense",
+    "dense_like",
+    "forward_mode",
+    "is_channels_last",
+    "needs_grad",
+    "outer_channels_inner",
+]
 
 # The numbers that csrc/cpu/types.h and csrc/cuda give the element types.
 TYPE_NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -65,37 +81,6 @@ def needs_grad(*tensors: Tensor | None) -> bool:
             if t is not None and t.requires_grad:
                 return True
     return False
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """From the strides: inside `torch.func.vmap` a tensor does not answer for memory formats."""
-    if x.dim() not in (4, 5):
-        return False
-    expected = 1
-    for k in (1, *range(x.dim() - 1, 1, -1), 0):
-        if x.size(k) != 1 and x.stride(k) != expected:
-            return False
-        expected *= x.size(k)
-    return True
-
-
-def dense(x: Tensor) -> Tensor:
-    """x itself if it is contiguous or channels-last, else a contiguous copy."""
-    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-
-
-def dense_like(x: Tensor, like: Tensor) -> Tensor:
-    """x itself if it lies in memory as `like` does, else a copy that does."""
-    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
-
-
-def outer_channels_inner(x: Tensor) -> tuple[int, int, int]:
-    """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner =
-    1."""
-    outer, channels, *inner = x.shape
-    if inner and x.is_contiguous():
-        return outer, channels, math.prod(inner)
-    return outer * math.prod(inner), channels, 1
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -43,7 +43,11 @@ class PerSample:
         self.name, self.inputs, self._loss, self._slopes = name, inputs, loss, slopes
         tensors = ", ".join(f"Tensor {x}" for x in inputs)
         self.forward = Kernel(
-            f"{name}({tensors}) -> Tensor", reference=self.reference, fake=_fake, cpu=self._cpu
+            f"{name}({tensors}) -> Tensor",
+            reference=self.reference,
+            fake=_fake,
+            cpu=self._cpu,
+            triton=f"per_sample:{name}",
         )
         # Bit k of `wanted` asks for the gradient to input k; it is empty without.
         results = ", ".join("Tensor" for _ in inputs)
@@ -52,6 +56,7 @@ class PerSample:
             reference=self._derivative,
             fake=_backward_fake,
             cpu=self._backward_cpu,
+            triton=f"per_sample:{name}_backward",
         )
         _OPS[name] = self
 

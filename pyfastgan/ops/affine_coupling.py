@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._layout import in_rows
 from .._names import check_choice
 from . import _backends
 from ._common import (
@@ -142,23 +143,6 @@ def _backward_fake(dy: Tensor, dlogdet: Tensor, y: Tensor, *_: Any) -> tuple[Ten
     return torch.empty_like(y), torch.empty_like(y)
 
 
-def _samples_apart(x: Tensor) -> bool:
-    """Whether each sample lies as in a contiguous tensor; the samples may lie apart."""
-    expected = 1
-    for k in range(x.dim() - 1, 0, -1):
-        if x.size(k) != 1 and x.stride(k) != expected:
-            return False
-        expected *= x.size(k)
-    return True
-
-
-def _in_rows(like: Tensor, *others: Tensor) -> list[Tensor]:
-    """The others with the elements of a sample in the order of the dense `like`."""
-    if like.is_contiguous():
-        return [t if _samples_apart(t) else t.contiguous() for t in others]
-    return [dense_like(t, like) for t in others]
-
-
 def _address_and_stride(x: Tensor) -> tuple[int, int]:
     return x.data_ptr(), x.stride(0) if x.size(0) > 1 else x.numel()
 
@@ -183,7 +167,7 @@ def _forward_cpu(
     x: Tensor, raw: Tensor, shift: Tensor, scale: str, clamp: float, first: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     y, logdet = _forward_fake(x)
-    x, raw, shift = _in_rows(y, x, raw, shift)
+    x, raw, shift = in_rows(y, x, raw, shift)
     _backends.native("_cpu").affine_coupling(
         *_address_and_stride(x),
         *_address_and_stride(raw),
@@ -207,7 +191,7 @@ def _backward_cpu(
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
     dx, draw = _backward_fake(dy, dlogdet, y)
-    dy, y, raw, shift = _in_rows(dx, dy, y, raw, shift)
+    dy, y, raw, shift = in_rows(dx, dy, y, raw, shift)
     dlogdet = dlogdet.contiguous()
     _backends.native("_cpu").affine_coupling_backward(
         *_address_and_stride(dy),
@@ -229,6 +213,7 @@ _forward = Kernel(
     reference=_forward_reference,
     fake=_forward_fake,
     cpu=_forward_cpu,
+    triton="affine_coupling:affine_coupling",
 )
 # The gradient of the shift is dy, dx, or the negative of one of them: no kernel has to write it.
 _backward = Kernel(
@@ -237,6 +222,7 @@ _backward = Kernel(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    triton="affine_coupling:affine_coupling_backward",
 )
 
 

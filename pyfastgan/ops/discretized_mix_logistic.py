@@ -205,11 +205,38 @@ def _backward_cpu(
     return dx, dparams
 
 
+def _forward_cuda(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    x, params = x.contiguous(), params.contiguous()
+    sums = _forward_fake(x, params)[1]
+    addresses = (x.data_ptr(), params.data_ptr(), sums.data_ptr())
+    _launch("discretized_mix_logistic", x, params, *addresses)
+    return _total(sums), sums
+
+
+def _backward_cuda(
+    dnll: Tensor, x: Tensor, params: Tensor, sums: Tensor, want_x: bool
+) -> tuple[Tensor, Tensor]:
+    dnll, x, params, sums = (t.contiguous() for t in (dnll, x, params, sums))
+    dx, dparams = _backward_fake(dnll, x, params, sums, want_x)
+    inputs = (t.data_ptr() for t in (dnll, x, params, sums))
+    outputs = (address(dx if want_x else None), dparams.data_ptr())
+    _launch("discretized_mix_logistic_backward", x, params, *inputs, *outputs)
+    return dx, dparams
+
+
+def _launch(kernel: str, x: Tensor, params: Tensor, *addresses: int | None) -> None:
+    with torch.cuda.device(x.device):
+        queue = torch.cuda.current_stream().cuda_stream
+        run = getattr(_backends.native("_cuda"), kernel)
+        run(*addresses, TYPE_NUMBER[x.dtype], *_sizes(x, params), queue)
+
+
 _forward = Kernel(
     "discretized_mix_logistic(Tensor x, Tensor params) -> (Tensor nll, Tensor sums)",
     reference=_forward_reference,
     fake=_forward_fake,
     cpu=_forward_cpu,
+    cuda=_forward_cuda,
 )
 _backward = Kernel(
     "discretized_mix_logistic_backward(Tensor dnll, Tensor x, Tensor params, Tensor sums, "
@@ -217,6 +244,7 @@ _backward = Kernel(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    cuda=_backward_cuda,
 )
 
 

@@ -117,6 +117,7 @@ _forward = Kernel(
     reference=nearest_code_reference,
     fake=_fake,
     cpu=_cpu,
+    triton="nearest_code:nearest_code",
 )
 # How many vectors chose each code, and their sum, in the type that is computed in. The indices must
 # be in range.
@@ -125,6 +126,7 @@ code_sums = Kernel(
     reference=_sums_reference,
     fake=_sums_fake,
     cpu=_sums_cpu,
+    triton="nearest_code:code_sums",
 )
 
 

@@ -322,6 +322,7 @@ _forward = Kernel(
     reference=_forward_reference,
     fake=_forward_fake,
     cpu=_forward_cpu,
+    triton="norm_act:norm_act",
 )
 _backward = Kernel(
     f"norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor var, {_PARAMETERS}) "
@@ -329,6 +330,7 @@ _backward = Kernel(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    triton="norm_act:norm_act_backward",
 )
 _backward_backward = Kernel(
     "norm_act_backward_backward(Tensor ddx, Tensor ddweight, Tensor ddbias, Tensor dy, Tensor x, Tensor mean, "
@@ -336,6 +338,7 @@ _backward_backward = Kernel(
     reference=_backward_backward_reference,
     fake=_backward_backward_fake,
     cpu=_backward_backward_cpu,
+    triton="norm_act:norm_act_backward_backward",
 )
 
 

@@ -19,7 +19,8 @@ Deterministic.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -196,6 +197,26 @@ _normal = Kernel(
 )
 
 
+_shift: Tensor | None = None
+
+
+@contextmanager
+def seeds_shifted_by(shift: Tensor) -> Iterator[None]:
+    """Within the context `shift`, a 0-dimensional int64 tensor, is added to every seed that is not
+    drawn. It is read on its device: a CUDA graph that was captured here makes other noise
+    whenever it is replayed with another number in it."""
+    global _shift
+    before, _shift = _shift, shift
+    try:
+        yield
+    finally:
+        _shift = before
+
+
+def _shifted(seed: Tensor) -> Tensor:
+    return seed if _shift is None else seed + _shift.to(seed.device)
+
+
 def seed_tensor(
     seed: int | Tensor | None,
     generator: torch.Generator | None,
@@ -228,12 +249,13 @@ def seed_tensor(
                 f"seed must be a number or one number for each of {samples} samples, "
                 f"got shape {tuple(seed.shape)}"
             )
-        return seed
+        return _shifted(seed)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int64 tensor or an int, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must lie in [-2^63, 2^64), got {seed}")
-    return torch.full((), seed if seed < 2**63 else seed - 2**64, dtype=torch.int64, device=device)
+    signed = seed if seed < 2**63 else seed - 2**64
+    return _shifted(torch.full((), signed, dtype=torch.int64, device=device))
 
 
 def noise_seed(

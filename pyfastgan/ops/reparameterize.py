@@ -43,7 +43,7 @@ def _noise(mean: Tensor, seed: Tensor | None, noise: Tensor | None, *counter: in
     if noise is not None:
         return noise.to(dtype)
     assert seed is not None
-    return _normal(seed, mean.shape, *counter, dtype)
+    return _normal.implementation("reference")(seed, mean.shape, *counter, dtype)
 
 
 def _formula(
@@ -173,6 +173,7 @@ _forward = Kernel(
     reference=_formula,
     fake=_forward_fake,
     cpu=_forward_cpu,
+    triton="reparameterize:reparameterize",
 )
 # dnoise is empty where there was no noise tensor.
 _backward = Kernel(
@@ -181,6 +182,7 @@ _backward = Kernel(
     reference=_derivative,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    triton="reparameterize:reparameterize_backward",
 )
 
 

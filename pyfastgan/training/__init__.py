@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyfastgan.training.checkpoint import CheckpointError, load_weights
 from pyfastgan.training.config import TrainConfig, resolve_config
 from pyfastgan.training.engine import fit
+from pyfastgan.training.graphs import captured
 from pyfastgan.training.grids import image_grid, save_png, save_samples
 from pyfastgan.training.run import Run, run_name
 from pyfastgan.training.signals import TrainingInterrupted
@@ -16,6 +17,7 @@ __all__ = [
     "System",
     "TrainConfig",
     "TrainingInterrupted",
+    "captured",
     "fit",
     "image_grid",
     "load_weights",

@@ -22,6 +22,7 @@ from pyfastgan.training.checkpoint import (
     save_weights,
 )
 from pyfastgan.training.config import RESUMABLE_KEYS, TrainConfig, plain, to_dict
+from pyfastgan.training.graphs import GraphedSteps, check_capturable
 from pyfastgan.training.grids import loss_picture, sample_picture, save_png
 from pyfastgan.training.log import LossMeter, RunWriter, Stopwatch, check_finite
 from pyfastgan.training.rng import derive_seed, own_rng, rng_state, seed_all, set_rng_state
@@ -81,7 +82,10 @@ def fit(
     fabric.launch()
     sampler.take_part(fabric.global_rank, fabric.world_size)
     seed_all(config.seed)
-    trainer = _Trainer(build(), dataset, sampler, run, fabric)
+    system = build()
+    if config.cuda_graph:
+        check_capturable(system, fabric.device, name)
+    trainer = _Trainer(system, dataset, sampler, run, fabric)
     # The noise of training is unrelated to the draws that initialised the networks, and to that of
     # other ranks.
     seed_all(derive_seed(config.seed, _NOISE_STREAM, fabric.global_rank))
@@ -136,10 +140,15 @@ class _Trainer:
             mininterval=0.2 if sys.stderr.isatty() else 10,
         )
         self.stopwatch = Stopwatch()
+        graphed = GraphedSteps(self.system, self.fabric) if config.cuda_graph else None
         with StopRequest() as stop, bar:
             while self.step < config.steps:
                 self.step += 1
-                losses = self.system.training_step(self.fabric, next(self.batches), self.step)
+                batch = next(self.batches)
+                if graphed is None:
+                    losses = self.system.training_step(self.fabric, batch, self.step)
+                else:
+                    losses = graphed(batch, self.step)
                 self.average.update(self.step)
                 self.losses.add(losses)
                 self.stopwatch.steps += 1

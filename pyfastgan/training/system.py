@@ -28,6 +28,10 @@ class System(Protocol):
 
     A system whose training has phases has a `phase` besides, the name of the one that it is in, which
     checkpoints hold.
+
+    A system that can be trained with `cuda_graph=True` also has `period`: the steps after which the
+    work of `training_step` repeats, in all but its data and noise; 0 if it does not. Its steps
+    then wait for the device nowhere, and see only the numbers `period` to `2 period - 1`.
     """
 
     networks: dict[str, nn.Module]

@@ -62,6 +62,11 @@ class VAESystem:
             "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         }
 
+    @property
+    def period(self) -> int:
+        """A growing capacity is another number in every step."""
+        return 1 if self.config.capacity is None else 0
+
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:

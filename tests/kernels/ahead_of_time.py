@@ -15,7 +15,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from pyfastgan.kernels import bias_act, random
+from pyfastgan.kernels import (
+    affine_coupling,
+    bias_act,
+    nearest_code,
+    norm_act,
+    per_sample,
+    random,
+    reparameterize,
+)
 from pyfastgan.kernels.activation import ACTIVATIONS
 
 IMAGES, SMALL_IMAGES, ODD = (16, 64, 32, 32), (16, 64, 8, 8), (7, 5, 3, 3)
@@ -46,7 +54,7 @@ class Recorder:
         used = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
         vectors = len(re.findall(r"(?:ld|st)\.global[.\w]*\.v[248]\.", compiled.asm["ptx"]))
         line = {
-            "kernel": kernel.fn.__name__,
+            "kernel": f"{kernel.fn.__module__.rsplit('.')[-1]}:{kernel.fn.__name__}",
             "label": self.label,
             "sm": self.architecture,
             "vectors": vectors,
@@ -63,6 +71,53 @@ def run_bias_act(act, shape, dtype, clamp=None, masked=False):
     else:
         bias_act.bias_act_backward(x, None, x, bias, *settings, False, True)
         bias_act.bias_act_backward_backward(x, bias, x, x, bias, *settings, True)
+
+
+# A norm's geometries: long rows, groups of short rows, columns, and groups down columns.
+NORMED = (
+    (IMAGES, "batch", 64, "leaky_relu", torch.float32, False),
+    (IMAGES, "group", 8, "silu", torch.float32, True),
+    (SMALL_IMAGES, "group", 8, "gelu", torch.bfloat16, False),
+    (SMALL_IMAGES, "batch", 64, "tanh", torch.float64, True),
+    (SMALL_IMAGES, "affine", 64, "relu", torch.float16, True),
+)
+
+
+def run_norm_act(shape, norm, groups, act, dtype, last):
+    x = torch.zeros(shape, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    w = torch.zeros(shape[1], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    settings = (norm, groups, 1e-5, act, 0.2)
+    _, mean, var = norm_act.norm_act(x, w, w, *settings)
+    norm_act.norm_act_backward(x, x, mean, var, w, w, *settings)
+    norm_act.norm_act_backward_backward(x, w, w, x, x, mean, var, w, w, *settings)
+
+
+def run_rows(dtype):
+    """What makes one number a sample."""
+    x = torch.zeros((16, 3072), dtype=dtype)
+    wide = torch.zeros(16, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    for seed, noise in ((torch.tensor(1), None), (torch.arange(16), None), (None, x)):
+        reparameterize.reparameterize(x, x, seed, noise, 0, 0)
+        reparameterize.reparameterize_backward(x, wide, x, x, seed, noise, 0, 0)
+    per_sample.bernoulli_nll(x, x)
+    per_sample.bernoulli_nll_backward(wide, x, x, 2)
+    per_sample.gaussian_nll(x, x, x)
+    per_sample.gaussian_nll_backward(wide, x, x, x, 7)
+    for scale, first, inverse in (
+        ("exp", False, False),
+        ("tanh", False, True),
+        ("sigmoid", True, False),
+        ("softclamp", True, True),
+    ):
+        affine_coupling.affine_coupling(x, x, x, scale, 2.0, first, inverse)
+        affine_coupling.affine_coupling_backward(x, wide, x, x, x, scale, 2.0, first, inverse)
+
+
+def run_nearest_code(dtype):
+    x, book = torch.zeros((4096, 64), dtype=dtype), torch.zeros((512, 64), dtype=dtype)
+    index, _ = nearest_code.nearest_code(x, book)
+    nearest_code.code_sums(x, index, 512)
 
 
 def main():
@@ -92,6 +147,16 @@ def main():
         bias_act.WIDE_FROM, before = 0, bias_act.WIDE_FROM
         run_bias_act("silu", IMAGES, torch.float32)
         bias_act.WIDE_FROM = before
+        for settings in NORMED if architecture == 90 else NORMED[1:2]:
+            label("norm_act", *settings[1:])
+            run_norm_act(*settings)
+        types = (torch.float32, torch.float64, torch.bfloat16)
+        for dtype in types if architecture == 90 else types[:1]:
+            label("rows", dtype)
+            run_rows(dtype)
+        for dtype in types if architecture == 90 else types[:1]:
+            label("nearest_code", dtype)
+            run_nearest_code(dtype)
         for function in (random.random_words, random.random_uniform, random.random_normal):
             for seeds in (torch.tensor(1), torch.arange(16)):
                 label(function.__name__, seeds.dim())

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from pyfastgan import testing
-from pyfastgan.kernels import bias_act, random
+from pyfastgan.kernels import bias_act, nearest_code, norm_act, random, rows
 from pyfastgan.ops._registry import Sample, T, ops
 
 
@@ -196,3 +196,137 @@ def test_float64_keeps_its_precision_near_the_limits():
     far = torch.tensor([-1000.0, 1000.0], dtype=torch.float64)
     assert function(far, None, "tanh").tolist() == [-1, 1]
     assert function(far, None, "softplus").tolist() == [0, 1000]
+
+
+@pytest.fixture(params=["several steps", "64-bit offsets"])
+def small_norm_tiles(request, monkeypatch):
+    """Tiles of 64 elements, of which programs take several, and sums in more parts than are added at once."""
+    monkeypatch.setattr(norm_act, "TILES", (64, 64, 64))
+    monkeypatch.setattr(norm_act, "FLOAT64_SHARE", 1)
+    monkeypatch.setattr(norm_act, "TILE_ROWS", 4)
+    monkeypatch.setattr(norm_act, "SUM_TILE", (4, 2))
+    monkeypatch.setattr(norm_act, "LONG_ROW", 40)
+    monkeypatch.setattr(norm_act, "PROGRAMS", 6)
+    if request.param == "64-bit offsets":
+        monkeypatch.setattr(norm_act, "WIDE_FROM", 0)
+
+
+# By the way that the sums and the results are tiled. All have ends that fill no tile.
+NORMED = {
+    "long rows, batch": ((3, 3, 7, 19), "batch", "gelu", False, None),
+    "long rows, group": ((2, 4, 7, 19), "group", "leaky_relu", False, 2),
+    "groups of short rows": ((5, 6, 7, 3), "group", "gelu", False, 2),
+    "columns of channels and space": ((23, 5, 3), "batch", "leaky_relu", False, None),
+    "columns of channels": ((6, 21, 3, 2), "batch", "silu", True, None),
+    "groups down columns": ((3, 20, 3, 7), "group", "tanh", True, 4),
+    "points": ((13, 37), "layer", "gelu", False, None),
+}
+
+
+@pytest.mark.parametrize("geometry", NORMED)
+def test_every_tiling_of_norms(small_norm_tiles, geometry):
+    shape, norm, act, last, groups = NORMED[geometry]
+    arguments = (T(shape, channels_last=last), T((shape[1],)), T((shape[1],)))
+    settings = {"norm": norm, "groups": groups, "act": act, "slope": 0.3}
+    sample = Sample(geometry, arguments, settings)
+    testing.check_values(ops()["norm_act"], sample, torch.float32)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_variance_beside_a_large_mean(small_norm_tiles, last):
+    """A deviation of 1/4 beside a mean of 2000: squares about zero would leave nothing of it."""
+    x = 2000 + 0.25 * T((4, 3, 5, 11), channels_last=last).make(torch.float32, "cpu")
+    _, mean, var = norm_act.norm_act(x, None, None, "batch", 3, 0.0, "linear", 0.0)
+    exact = x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=2e-7, atol=0)
+    torch.testing.assert_close(var.double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.fixture
+def small_row_tiles(monkeypatch):
+    monkeypatch.setattr(rows, "TILE", 16)
+    monkeypatch.setattr(rows, "FLOAT64_SHARE", 1)
+    monkeypatch.setattr(rows, "PROGRAMS", 6)
+    monkeypatch.setattr(rows, "WIDE_FROM", 100)  # which some of the tensors below are beyond
+
+
+THREE = (T((3, 75)), T((3, 75)), T((3, 75)))
+ROWS = {
+    "reparameterize": ((T((3, 75)), T((3, 75))), {"seed": 3, "stream": 2**32 - 1, "sample_offset": 5}),
+    "bernoulli_nll": ((T((3, 75), map=torch.sigmoid), T((3, 75), scale=9.0)), {}),
+    "gaussian_nll": (THREE, {}),
+    "affine_coupling": (THREE, {"scale": "softclamp", "inverse": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_samples_in_parts(small_row_tiles, name):
+    testing.check_values(ops()[name], Sample("parts", *ROWS[name]), torch.float32)
+
+
+def test_couplings_of_parts_of_a_tensor():
+    """The halves of a network's output, whose samples lie apart, are read in place."""
+    both, x = T((3, 8, 5)).make(torch.float32, "cpu"), T((3, 4, 5)).make(torch.float32, "cpu", 1)
+    raw, shift = both.chunk(2, 1)
+    op = ops()["affine_coupling"]
+    y, logdet = op.function(x, raw, shift)
+    torch.testing.assert_close(y, op.reference(x, raw, shift)[0])
+    torch.testing.assert_close(logdet, raw.flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.3, 1.0, 3.0, 1e9])
+def test_arctangents(scale):
+    """Through the soft clamp, whose logarithm is its multiple."""
+    for dtype, error in ((torch.float32, 3e-7), (torch.float64, 1e-15)):
+        raw = T((400, 1), scale=scale).make(dtype, "cpu")
+        zeros = torch.zeros_like(raw)
+        _, logdet = ops()["affine_coupling"].function(
+            zeros, raw, zeros, scale="softclamp", clamp=1.0
+        )
+        exact = 0.636 * torch.atan(raw[:, 0].double())
+        assert ((logdet - exact).abs() <= error * exact.abs() + 1e-300).all()
+
+
+def test_normals_of_float64():
+    x, op = torch.zeros((5, 50), dtype=torch.float64), ops()["reparameterize"]
+    ours, exact = (f(x, x, 11)[0] for f in (op.function, op.reference))
+    assert ((ours - exact).abs() <= 1e-14 * exact.abs()).all()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    block = (16, 16, 16)
+    monkeypatch.setattr(nearest_code, "BLOCKS", {torch.float32: block, torch.float64: block})
+    monkeypatch.setattr(nearest_code, "HALF_BLOCK", block)
+    monkeypatch.setattr(nearest_code, "SUM_BLOCK", block)
+    monkeypatch.setattr(nearest_code, "PIECE", 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_codes_in_blocks(small_blocks, dtype):
+    sample = Sample("blocks", (T((70, 35)), T((50, 35))))
+    testing.check_values(ops()["nearest_code"], sample, dtype)
+
+
+def test_the_leftmost_of_equal_codes(small_blocks):
+    """Within a block and across blocks; NaN is the nearest, a code at infinity never is."""
+    book = torch.arange(40.0).reshape(40, 1) % 10
+    x = torch.arange(10.0).flip(0)[:, None]
+    index, distance = nearest_code.nearest_code(x, book)
+    assert index.tolist() == list(range(9, -1, -1))
+    assert not distance.any()
+    book[3], book[25], book[38] = math.inf, math.nan, math.nan
+    index, _ = nearest_code.nearest_code(x, book)
+    assert index.tolist() == [25] * 10
+    book[25] = book[38] = math.inf
+    index, _ = nearest_code.nearest_code(torch.tensor([[3.0], [math.nan], [7.2]]), book)
+    assert index.tolist() == [13, 0, 7]
+
+
+def test_sums_of_codes(small_blocks):
+    x = torch.randn(100, 20, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(100) ** 2 % 23
+    counts, sums = nearest_code.code_sums(x, index, 30)
+    assert torch.equal(counts, torch.bincount(index, minlength=30).float())
+    expected = torch.zeros(30, 20, dtype=torch.float64).index_add_(0, index, x.double())
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,155 @@
+// The negative log-likelihood of images under a mixture of discretised logistics, and its backward, a pixel a thread.
+//
+// Floor, P parameters a pixel (10 M for three channels) of s bytes: P s read forward, 2 P s backward. A warp's threads
+// read neighbouring pixels of a plane. Each component is met once and kept in registers.
+#include "launch.h"
+#include "types.h"
+
+#include "../export.h"
+#include "../math/logistic.h"
+
+namespace PF_NAMESPACE {
+namespace {
+
+template <class T>
+using Computed = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+constexpr int planes(int channels) { return channels == 3 ? 10 : 3; }
+
+// Where a pixel's numbers stand.
+struct Pixels {
+    int64_t samples, mixtures, pixels;
+    template <class T>
+    PF_FN const T* image(const T* x, int channels, int64_t item) const {
+        return x + item / pixels * channels * pixels + item % pixels;
+    }
+    template <class T>
+    PF_FN T* parameters(T* params, int channels, int64_t item) const {
+        return params + item / pixels * (planes(channels) * mixtures * pixels) + item % pixels;
+    }
+    PF_FN int64_t sums(int64_t item) const { return item / pixels * 2 * pixels + item % pixels; }
+};
+
+template <class T, int C, class V = Computed<T>>
+__device__ __forceinline__ void read_component(const T* params, const Pixels& p, int64_t m, Component<V, C>& part) {
+    part.logit = to_scalar(params[m * p.pixels]);
+    PF_UNROLL_CHANNELS
+    for (int c = 0; c < C; ++c) {
+        const auto read = [&](int kind) {
+            return static_cast<V>(to_scalar(params[plane_of(p.mixtures, C, c, kind, m) * p.pixels]));
+        };
+        part.mean[c] = read(0);
+        part.log_scale[c] = read(1);
+        if constexpr (C == 3) part.coefficient[c] = read(2);
+    }
+}
+
+template <class T, int C, class V = Computed<T>>
+__device__ __forceinline__ void read_pixel(const T* x, const Pixels& p, V value[C], bool low[C], bool high[C]) {
+    PF_UNROLL_CHANNELS
+    for (int c = 0; c < C; ++c) {
+        value[c] = to_scalar(x[c * p.pixels]);
+        low[c] = value[c] < V(-0.999);
+        high[c] = value[c] > V(0.999);
+    }
+}
+
+// For each pixel ln sum exp of the logits and then of the weighted masses.
+template <class T, int C>
+__global__ void __launch_bounds__(kThreads, 2) forward(const T* x, const T* params, Computed<T>* sums, Pixels p) {
+    using V = Computed<T>;
+    for (int64_t item = first_item(); item < p.samples * p.pixels; item += item_stride()) {
+        V value[C];
+        bool low[C], high[C];
+        read_pixel<T, C>(p.image(x, C, item), p, value, low, high);
+        const T* own = p.parameters(params, C, item);
+        LogSum<V> weight{}, mass{};
+        for (int64_t m = 0; m < p.mixtures; ++m) {
+            Component<V, C> part;
+            read_component<T, C>(own, p, m, part);
+            const V logit = part.logit, v = part.apply(value, low, high);
+            if (m == 0) {
+                weight.start(logit);
+                mass.start(v);
+            } else {
+                weight.add(logit);
+                mass.add(v);
+            }
+        }
+        sums[p.sums(item)] = weight.value();
+        sums[p.sums(item) + p.pixels] = mass.value();
+    }
+}
+
+// dx may be null.
+template <class T, int C>
+__global__ void __launch_bounds__(kThreads, 2) backward(const Computed<T>* dnll, const T* x, const T* params,
+                                                         const Computed<T>* sums, T* dx, T* dparams, Pixels p) {
+    using V = Computed<T>;
+    for (int64_t item = first_item(); item < p.samples * p.pixels; item += item_stride()) {
+        V value[C], slope[C];
+        bool low[C], high[C];
+        read_pixel<T, C>(p.image(x, C, item), p, value, low, high);
+        PF_UNROLL_CHANNELS
+        for (int c = 0; c < C; ++c) slope[c] = V(0);
+        const T* own = p.parameters(params, C, item);
+        T* to = p.parameters(dparams, C, item);
+        const V g = dnll[item / p.pixels];
+        const V weights = sums[p.sums(item)], masses = sums[p.sums(item) + p.pixels];
+        for (int64_t m = 0; m < p.mixtures; ++m) {
+            Component<V, C> part;
+            read_component<T, C>(own, p, m, part);
+            const V prior = g * exponential(part.logit - weights);
+            const V mass = part.apply(value, low, high);
+            const V posterior = g * exponential(mass - masses);
+            part.differentiate(value, -posterior, prior - posterior, slope);
+            to[m * p.pixels] = from_scalar<T>(part.logit);
+            PF_UNROLL_CHANNELS
+            for (int c = 0; c < C; ++c) {
+                const auto write = [&](int kind, V v) {
+                    to[plane_of(p.mixtures, C, c, kind, m) * p.pixels] = from_scalar<T>(v);
+                };
+                write(0, part.mean[c]);
+                write(1, part.log_scale[c]);
+                if constexpr (C == 3) write(2, part.coefficient[c]);
+            }
+        }
+        if (dx) {
+            T* image = dx + (p.image(x, C, item) - x);
+            PF_UNROLL_CHANNELS
+            for (int c = 0; c < C; ++c) image[c * p.pixels] = from_scalar<T>(slope[c]);
+        }
+    }
+}
+
+}  // namespace
+
+// channels is 1 or 3. sums, (samples, 2, pixels), is of the type that is computed in.
+static const char* discretized_mix_logistic(const void* x, const void* params, void* sums, int type, int64_t samples,
+                                            int64_t channels, int64_t mixtures, int64_t pixels, void* queue) {
+    return with_type(type, [&](auto t) {
+        using T = decltype(t);
+        return launch(channels == 3 ? forward<T, 3> : forward<T, 1>, samples * pixels, queue, static_cast<const T*>(x),
+                      static_cast<const T*>(params), static_cast<Computed<T>*>(sums),
+                      Pixels{samples, mixtures, pixels});
+    });
+}
+PF_EXPORT(discretized_mix_logistic);
+
+// dx may be null.
+static const char* discretized_mix_logistic_backward(const void* dnll, const void* x, const void* params,
+                                                     const void* sums, void* dx, void* dparams, int type,
+                                                     int64_t samples, int64_t channels, int64_t mixtures,
+                                                     int64_t pixels, void* queue) {
+    return with_type(type, [&](auto t) {
+        using T = decltype(t);
+        using S = Computed<T>;
+        return launch(channels == 3 ? backward<T, 3> : backward<T, 1>, samples * pixels, queue,
+                      static_cast<const S*>(dnll), static_cast<const T*>(x), static_cast<const T*>(params),
+                      static_cast<const S*>(sums), static_cast<T*>(dx), static_cast<T*>(dparams),
+                      Pixels{samples, mixtures, pixels});
+    });
+}
+PF_EXPORT(discretized_mix_logistic_backward);
+
+}  // namespace PF_NAMESPACE
