@@ -122,7 +122,6 @@ def _train(words: list[str]) -> int:
     decoder = _decoder(getattr(config, "codes", None))
     run = family.train(name, out=out, resume=first.resume, **decoder, **to_dict(config))
     if _first_process():
-        _print_likelihood(run.path)
         files = sorted(path for path in run.path.iterdir() if path.is_file())
         for path in sorted(files, key=lambda path: path == run.samples):
             print(path)
@@ -260,14 +259,6 @@ def _decoder(codes: Any) -> dict[str, Any]:
     if not hasattr(family, "decode"):
         raise ValueError(f"{run}: {family.__name__} has no codes to decode")
     return {"decode": lambda values: family.decode(run, values)}
-
-
-def _print_likelihood(run: Path) -> None:
-    """What a run found on held-out data, of a family that measures likelihoods."""
-    file = run / "likelihood.json"
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        print(f"{found['bits_per_dim']:.4f} bits/dim on {found['held_out']} ({found['images']})")
 
 
 def _known_run(run: Path, presets: dict[str, Any]) -> str:

@@ -7,12 +7,14 @@ from pyfastgan.vae.pictures import manifold, traversals
 from pyfastgan.vae.system import VAESystem
 from pyfastgan.vae.trainer import PRESETS, decode, load, train
 from pyfastgan.vae.vq import VQVAE
+from pyfastgan.vae.vq2 import VQVAE2
 from pyfastgan.vae.vq_system import VQSystem
 
 __all__ = [
     "PRESETS",
     "VAE",
     "VQVAE",
+    "VQVAE2",
     "Autoencoder",
     "VAEConfig",
     "VAESystem",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan.training import save_png
-from pyfastgan.training.files import write_text
+from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
 from pyfastgan.vae.model import VAE, importance_bound
@@ -102,14 +101,8 @@ class VAESystem:
         model with two latent numbers, `manifold.png`."""
         model = networks["model"]
         assert isinstance(model, VAE)
-        found = evaluate(model, self.test or self.train, self.config)
-        found["images_are"] = "test split" if self.test else "training data, there is no test split"
-        write_text(folder / "test.json", json.dumps(found, indent=2) + "\n")
-        print(
-            f"{found['images_are']}, {found['images']} images: ELBO {found['elbo']:.2f},"
-            f" NLL {found['nll']:.2f} nats ({found['bits_per_dim']:.3f} bits/dim,"
-            f" k = {found['samples']})"
-        )
+        figures = evaluate(model, self.test or self.train, self.config)
+        report(folder, data=self.config.data, held_out=self.test is not None, **figures)
         weight = next(model.parameters())
         batch = some_images(self.test or self.train, PAIRS)
         batch = tuple(part.to(weight.device) for part in batch)
@@ -141,7 +134,6 @@ def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]
     elbo, nll = torch.cat(elbos).double(), torch.cat(nlls).double()
     size = batch[0][0].numel()
     return {
-        "data": config.data,
         "images": start,
         "samples": config.test_samples,
         "elbo": elbo.mean().item(),

@@ -20,11 +20,10 @@ from pyfastgan.vae.model import VAE
 from pyfastgan.vae.networks import default_network
 from pyfastgan.vae.system import VAESystem, build
 from pyfastgan.vae.vq import VQVAE
+from pyfastgan.vae.vq2 import VQVAE2
 from pyfastgan.vae.vq_system import VQSystem, build_vq
 
 Config = VAEConfig | VQConfig
-# The model's name in a run whose configuration was not chosen by the name of a preset.
-_NAMES: dict[type[Config], str] = {VAEConfig: "vae", VQConfig: "vq-vae"}
 _VAE = VAEConfig(data="digits", steps=4000, batch_size=128)
 PRESETS: dict[str, Config] = {
     "vae": _VAE,
@@ -32,6 +31,7 @@ PRESETS: dict[str, Config] = {
     "iwae": replace(_VAE, importance_samples=10),
     # Weights are not averaged: the codebook, which starts codes anew, would lag behind.
     "vq-vae": VQConfig(data="photos", steps=2000, ema_decay=0.0),
+    "vq-vae-2": VQConfig(data="photos", levels=2, steps=2000, ema_decay=0.0),
 }
 
 
@@ -95,10 +95,12 @@ def _named(config: str | Path | Config | Mapping[str, Any]) -> tuple[str, Any]:
     if isinstance(config, (str, Path)):
         name = read_config_file(config, run_keys=True).get("model")
         return (name if name in PRESETS else "vae"), config
-    return _NAMES.get(type(config), "vae"), config  # type: ignore[arg-type]
+    if isinstance(config, VQConfig):
+        return ("vq-vae" if config.levels == 1 else "vq-vae-2"), config
+    return "vae", config
 
 
-def load(run: Run | str | Path) -> VAE | VQVAE:
+def load(run: Run | str | Path) -> VAE | VQVAE | VQVAE2:
     """The model of a run, on the CPU in evaluation mode: `load("runs/vae").sample(64, 1)`.
 
     Raises:
@@ -113,17 +115,21 @@ def load(run: Run | str | Path) -> VAE | VQVAE:
     return model
 
 
-def decode(run: Run | str | Path, codes: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] of the codes, int64 (N, h, w), of a run's codebook.
+def decode(run: Run | str | Path, codes: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] of the codes of a run's codebook.
+
+    Args:
+        run: The run or its folder.
+        codes: int64 (N, h, w); of a model with two levels a pair, the coarser map first.
 
     Raises:
         TypeError, ValueError: A run of a model without codes; codes of another dtype or shape, or that
             are none of the codebook.
     """
     model = load(run)
-    if not isinstance(model, VQVAE):
+    if not isinstance(model, VQVAE | VQVAE2):
         raise ValueError(f"run must be one of a model with codes, {run} is none")
-    return model.decode(codes)
+    return model.decode(codes)  # type: ignore[arg-type]
 
 
 def _classes(config: VAEConfig, found: int | None) -> int | None:
