@@ -98,6 +98,53 @@ class VAEConfig(ImageConfig):
 
 
 @dataclass(kw_only=True)
+class AutoencoderConfig(ImageConfig):
+    """How to train an autoencoder without a likelihood.
+
+    Args:
+        network: mlp or conv as of a variational one, or linear: one linear layer each way.
+        width: As of a variational one.
+        latent_dim: Numbers in a code.
+    """
+
+    network: str | None = None
+    width: int | None = None
+    latent_dim: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is not None:
+            check_choice("network", self.network, (*NETWORKS, "linear"))
+        check_number("latent_dim", self.latent_dim, int, at_least=1)
+        if self.width is not None:
+            check_number("width", self.width, int, at_least=1)
+
+
+@dataclass(kw_only=True)
+class SparseCodingConfig(ImageConfig):
+    """How to learn a dictionary.
+
+    Args:
+        atoms: Of the dictionary.
+        penalty: Of the codes' magnitudes, where the squared error of an image is summed over its numbers
+            and halved.
+        iterations: Steps of FISTA that find the codes of an image.
+    """
+
+    atoms: int = 128
+    penalty: float = 0.5
+    iterations: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("atoms", "iterations"):
+            check_number(name, getattr(self, name), int, at_least=1)
+        check_number("penalty", self.penalty, float, at_least=0)
+        if self.penalty == 0:
+            raise ValueError("penalty must be above 0, got 0")
+
+
+@dataclass(kw_only=True)
 class VQConfig(ImageConfig):
     """How to train a VQ-VAE.
 

@@ -13,7 +13,7 @@ from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
 from pyfastgan.vae.model import VAE, importance_bound
-from pyfastgan.vae.networks import decoder, default_network, encoder
+from pyfastgan.vae.networks import decoder, default_network, default_width, encoder
 from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def build(config: VAEConfig) -> VAE:
     if config.conditional and classes is None:
         raise ValueError("classes must be given for a conditional model without data")
     kind = config.network or default_network(shape)
-    width = config.width or (400 if kind == "mlp" else 32)
+    width = config.width or default_width(kind)
     d = config.latent_dim
     return VAE(
         encoder(kind, shape, 2 * d, width, classes or 0),
