@@ -336,7 +336,7 @@ def _from_images(data: Any, config: PixelCNNConfig) -> tuple[_Data, PixelCNNConf
     if config.top_size is not None:
         raise ValueError("top_size is for codes of two levels, got it for images")
     name, found = config.data, _images(data, config)
-    if found.test is not None and name in ("digits", "photos"):
+    if found.test is not None and name in data_sets.BUILT_IN:
         name = f"{name}:train"  # so that the run's configuration says what it was trained on
     shape = found.train.shape
     size, channels = config.image_size or shape[-1], config.channels or shape[0]

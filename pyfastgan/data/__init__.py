@@ -17,9 +17,11 @@ from pyfastgan.data.hub import has_test_split, load_hub
 from pyfastgan.data.mnist_cifar import load_cifar10, load_cifar100, load_mnist
 from pyfastgan.data.npz import has_parts, load_npz
 from pyfastgan.data.photos import load_photos
+from pyfastgan.data.shapes import load_shapes, shape_factors
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
 __all__ = [
+    "BUILT_IN",
     "OWN",
     "TOYS",
     "ImageData",
@@ -30,12 +32,18 @@ __all__ = [
     "has_splits",
     "load",
     "names",
+    "shape_factors",
 ]
 
 # What a configuration says about data that were handed over as an object.
 OWN = "given in Python"
 # What needs no files, by its name...
-_BUILT_IN: dict[str, Callable[..., Any]] = {"digits": load_digits, "photos": load_photos}
+_BUILT_IN: dict[str, Callable[..., Any]] = {
+    "digits": load_digits,
+    "photos": load_photos,
+    "shapes": load_shapes,
+}
+BUILT_IN = tuple(_BUILT_IN)
 # ... and what is elsewhere, by a kind, a colon and the place.
 _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
@@ -57,6 +65,7 @@ def descriptions() -> dict[str, str]:
     return {
         "digits": "1,797 handwritten digits, 8x8 grey, resized to any size",
         "photos": "square crops of two photographs, colour, cut at any size",
+        "shapes": "6,144 drawn shapes with five known factors, grey, of any size",
         "folder:": "PATH: images in a folder, in class folders or not",
         "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
         "mnist:": "ROOT: MNIST's idx files, or others of that format",
@@ -74,7 +83,7 @@ def has_splits(name: str) -> bool:
         return has_parts(where)
     if kind == "hf":
         return has_test_split(where)
-    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100")
+    return kind in (*BUILT_IN, "mnist", "cifar10", "cifar100")
 
 
 def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:

@@ -2,6 +2,13 @@
 
 from pyfastgan.metrics.classifier import ImageClassifier
 from pyfastgan.metrics.digits import DigitsClassifier, digits_classifier
+from pyfastgan.metrics.disentanglement import (
+    DCI,
+    beta_vae_score,
+    dci,
+    disentanglement,
+    mutual_information_gap,
+)
 from pyfastgan.metrics.evaluate import (
     FEATURES,
     METRICS,
@@ -19,6 +26,7 @@ from pyfastgan.metrics.kernel import kernel_distance
 from pyfastgan.metrics.manifold import density_coverage, precision_recall
 
 __all__ = [
+    "DCI",
     "FEATURES",
     "FID",
     "METRICS",
@@ -29,8 +37,11 @@ __all__ = [
     "ImageClassifier",
     "Inception",
     "Pixels",
+    "beta_vae_score",
+    "dci",
     "density_coverage",
     "digits_classifier",
+    "disentanglement",
     "evaluate",
     "extract",
     "extractor_for",
@@ -39,6 +50,7 @@ __all__ = [
     "halves",
     "inception_score",
     "kernel_distance",
+    "mutual_information_gap",
     "precision_recall",
     "seen_in_training",
 ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pyfastgan.data import shape_factors
+from pyfastgan.metrics import disentanglement
 from pyfastgan.training import save_png
 from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
@@ -102,6 +104,8 @@ class VAESystem:
         model = networks["model"]
         assert isinstance(model, VAE)
         figures = evaluate(model, self.test or self.train, self.config)
+        if not self.config.conditional:
+            figures |= _disentanglement(model, self.config.data, self.test)
         report(folder, data=self.config.data, held_out=self.test is not None, **figures)
         weight = next(model.parameters())
         batch = some_images(self.test or self.train, PAIRS)
@@ -142,6 +146,20 @@ def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]
         "bits_per_dim": model.bits_per_dim(nll.mean(), size).item(),
         "elbo_bits_per_dim": model.bits_per_dim(-elbo.mean(), size).item(),
     }
+
+
+def _disentanglement(model: VAE, data: str, test: ImageSet | None) -> dict[str, float]:
+    """Of data whose factors are known: whether single latent numbers stand for them."""
+    if data.partition(":")[0] != "shapes" or test is None:
+        return {}
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        codes: list[Tensor] = []
+        for batch in batches_of(test, device):
+            start = sum(map(len, codes))
+            x = model.observe(batch[0], 0, stream=_TEST_STREAM, sample_offset=start)
+            codes.append(model.encode(x)[0].cpu())
+    return disentanglement(torch.cat(codes), shape_factors("test"))
 
 
 def _labels(config: VAEConfig, batch: tuple[Tensor, ...]) -> Tensor | None:
