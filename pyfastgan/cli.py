@@ -123,7 +123,6 @@ def _train(words: list[str]) -> int:
     decoder = _decoder(getattr(config, "codes", None))
     run = family.train(name, out=out, resume=first.resume, **decoder, **to_dict(config))
     if _first_process():
-        _print_likelihood(run.path)
         files = sorted(path for path in run.path.iterdir() if path.is_file())
         for path in sorted(files, key=lambda path: path == run.samples):
             print(path)

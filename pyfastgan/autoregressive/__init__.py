@@ -7,6 +7,7 @@ from pyfastgan.autoregressive.likelihood import LogisticMixture, Softmax, bits_p
 from pyfastgan.autoregressive.masked import MaskedConv2d, PixelCNN
 from pyfastgan.autoregressive.model import PixelModel
 from pyfastgan.autoregressive.trainer import PRESETS, PixelCNNConfig, PixelCNNSystem, load, train
+from pyfastgan.autoregressive.two_levels import TwoLevelPrior
 
 __all__ = [
     "PRESETS",
@@ -19,6 +20,7 @@ __all__ = [
     "PixelCNNSystem",
     "PixelModel",
     "Softmax",
+    "TwoLevelPrior",
     "bits_per_dim",
     "load",
     "load_codes",

@@ -36,7 +36,14 @@ class _Layer(nn.Module):
     """
 
     def __init__(
-        self, width: int, kernel_size: int, classes: int | None, dropout: float, *, first: bool
+        self,
+        width: int,
+        kernel_size: int,
+        classes: int | None,
+        dropout: float,
+        *,
+        first: bool,
+        mapped: bool,
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -46,16 +53,28 @@ class _Layer(nn.Module):
         self.link = nn.Conv2d(2 * width, 2 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
         self.condition = class_vectors(classes, 4 * width)
+        self.context = nn.Conv2d(width, 4 * width, 1, bias=False) if mapped else None
 
-    def conditions(self, labels: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """What a class adds to the vertical and the horizontal stack, (N, 2 width, 1, 1) each."""
-        if self.condition is None:
+    def conditions(
+        self, labels: Tensor | None, context: Tensor | None
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """What a class and the level above add to the vertical and the horizontal stack,
+        (N, 2 width, 1 or H, 1 or W) each."""
+        total: Tensor | None = None
+        if self.condition is not None:
+            total = self.condition(labels)[:, :, None, None]
+        if self.context is not None:
+            maps = self.context(context)
+            total = maps if total is None else total + maps
+        if total is None:
             return 0.0, 0.0
-        vectors = self.condition(labels)[:, :, None, None].chunk(2, 1)
-        return vectors[0], vectors[1]
+        of_v, of_h = total.chunk(2, 1)
+        return of_v, of_h
 
-    def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        of_v, of_h = self.conditions(labels)
+    def forward(
+        self, v: Tensor, h: Tensor, labels: Tensor | None, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        of_v, of_h = self.conditions(labels, context)
         v = self.vertical(functional.pad(v, (self.reach, self.reach, self.reach, 0)))
         above = functional.pad(v, (0, 0, 1, -1))
         left = functional.pad(h, (self.reach, -1 if self.first else 0))
@@ -109,6 +128,31 @@ def _places(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
     return torch.cartesian_prod(*axes).view(-1, 2)
 
 
+class _Above(nn.Module):
+    """A coarser map of codes, (N, h', w'), as features of the network's own size."""
+
+    def __init__(self, levels: int, width: int, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed = nn.Embedding(levels, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1),
+            )
+            for _ in range(2)
+        )
+        self.spread = nn.Conv2d(width, width, 3, 1, 1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.embed(codes).movedim(-1, 1).contiguous()
+        for block in self.blocks:
+            x = x + block(x)
+        return cast("Tensor", self.spread(functional.interpolate(x, self.shape)).relu())
+
+
 class GatedPixelCNN(CausalNetwork):
     """Gated PixelCNN without a blind spot.
 
@@ -123,6 +167,8 @@ class GatedPixelCNN(CausalNetwork):
             with the number of pixels before.
         dropout: In training, the share of each layer's features that is dropped.
         classes: Number of classes to condition on, or None.
+        above: (levels, height, width) of a coarser map of codes to condition on, as the bottom level of
+            VQ-VAE-2 is on its top level; or None.
     """
 
     def __init__(
@@ -137,16 +183,23 @@ class GatedPixelCNN(CausalNetwork):
         attention: int = 0,
         dropout: float = 0.0,
         classes: int | None = None,
+        above: tuple[int, int, int] | None = None,
     ) -> None:
-        super().__init__(likelihood, shape, width=width, classes=classes)
+        super().__init__(likelihood, shape, width=width, classes=classes, above=above)
         check_count("layers", layers)
         check_kernel("kernel_size", kernel_size)
         check_kernel("first_kernel_size", first_kernel_size, at_least=3)
         if attention:
             check_count("attention", attention)
+        self.coarse = None if above is None else _Above(above[0], width, self.shape)
         self.layers = nn.ModuleList(
             _Layer(
-                width, first_kernel_size if first else kernel_size, classes, dropout, first=first
+                width,
+                first_kernel_size if first else kernel_size,
+                classes,
+                dropout,
+                first=first,
+                mapped=above is not None,
             )
             for first in [True] + [False] * (layers - 1)
         )
@@ -158,42 +211,65 @@ class GatedPixelCNN(CausalNetwork):
             }
         )
 
-    def features(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+    def features(
+        self, embedded: Tensor, labels: Tensor | None, above: Tensor | None = None
+    ) -> Tensor:
         """As the base class says."""
         v = h = embedded
+        context = self.context(above)
         for index, layer in enumerate(self.layers):
-            v, h = layer(v, h, labels)
+            v, h = layer(v, h, labels, context)
             if str(index) in self.attentions:
                 h = self.attentions[str(index)](h, embedded)
         return h
 
-    def begin(self, count: int, labels: Tensor | None = None) -> _Cache:
+    def context(self, above: Tensor | None) -> Tensor | None:
+        """The level above as features (N, width, H, W), or None without one."""
+        if self.coarse is None:
+            return None
+        features: Tensor = self.coarse(above)
+        return features
+
+    def begin(
+        self, count: int, labels: Tensor | None = None, above: Tensor | None = None
+    ) -> _Cache:
         """As the base class says."""
-        self.check_labels(labels, count)
-        return _Cache(self, count, labels)
+        self.check_conditions(labels, above, count)
+        return _Cache(self, count, labels, self.context(above))
 
 
 class _LayerCache:
     """One layer's inputs: of the vertical stack the last rows, of the horizontal one this row."""
 
     def __init__(
-        self, layer: _Layer, count: int, shape: tuple[int, int], labels: Tensor | None
+        self,
+        layer: _Layer,
+        count: int,
+        shape: tuple[int, int],
+        labels: Tensor | None,
+        context: Tensor | None,
     ) -> None:
         reach, (width, inputs) = layer.reach, layer.vertical.weight.shape[:2]
         self.layer, self.reach, self.taps = layer, reach, reach + (not layer.first)
+        self.row, self.height = 0, shape[0]
         new = layer.vertical.weight.new_zeros
         self.rows = new(count, inputs, reach + 1, shape[1] + 2 * reach)
         self.left = new(count, shape[1] + reach, inputs)
         kernel = layer.horizontal.weight[:, :, 0]
         self.weight = kernel.transpose(1, 2).flatten(1).t().contiguous()
-        self.of_v, of_h = layer.conditions(labels)
-        bias = cast("Tensor", layer.horizontal.bias)[:, None, None] + of_h
-        self.bias = bias.expand(count, width, 1, shape[1])
+        of_v, of_h = layer.conditions(labels, context)
+        bias = cast("Tensor", layer.horizontal.bias)[:, None, None]
+        self.of_v, self.bias = (
+            (part + x).expand(count, width, *shape)
+            for part, x in ((torch.zeros_like(bias), of_v), (bias, of_h))
+        )
         # Above the first row there are zeros.
-        self._link(torch.zeros_like(self.bias))
+        self._link(new(count, width, 1, shape[1]))
 
     def _link(self, above: Tensor) -> None:
-        self.links = (self.layer.link(above) + self.bias)[:, :, 0].permute(2, 0, 1).contiguous()
+        """What this row takes from the vertical stack of the row above."""
+        bias = self.bias[:, :, self.row : self.row + 1]
+        self.links = (self.layer.link(above) + bias)[:, :, 0].permute(2, 0, 1).contiguous()
 
     def next_row(self, v: Tensor) -> Tensor:
         """Take in a row (N, inputs, W) of the vertical stack that is whole; give the layer's own."""
@@ -201,8 +277,11 @@ class _LayerCache:
             (self.rows[:, :, 1:], functional.pad(v, (self.reach, self.reach))[:, :, None]), 2
         )
         seen = self.layer.vertical(self.rows)
-        self._link(seen)
-        return _gate(seen + self.of_v)[:, :, 0]
+        made = _gate(seen + self.of_v[:, :, self.row : self.row + 1])[:, :, 0]
+        self.row += 1
+        if self.row < self.height:
+            self._link(seen)
+        return made
 
     def put(self, column: int, h: Tensor) -> None:
         self.left[:, column + self.reach] = h
@@ -240,10 +319,14 @@ class _Cache:
     """The layers' caches. The vertical stack is evaluated a row at a time, the horizontal one a pixel
     at a time, so that all pixels together cost one forward pass."""
 
-    def __init__(self, network: GatedPixelCNN, count: int, labels: Tensor | None) -> None:
+    def __init__(
+        self, network: GatedPixelCNN, count: int, labels: Tensor | None, context: Tensor | None
+    ) -> None:
         self.network, self.pixel = network, 0
         layers = cast("list[_Layer]", list(network.layers))
-        self.layers = [_LayerCache(layer, count, network.shape, labels) for layer in layers]
+        self.layers = [
+            _LayerCache(layer, count, network.shape, labels, context) for layer in layers
+        ]
         pixels = network.shape[0] * network.shape[1]
         self.attentions = {
             int(index): _AttentionCache(cast("_Attention", attention), count, pixels)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyfastgan.data.datasets import check_range
 from pyfastgan.ops import (
     discretized_mix_logistic,
     random_uniform,
     sample_discretized_mix_logistic,
 )
-
-# Rounding of bytes to floats and back.
-_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,7 @@ class LogisticMixture:
                 f"values must be of shape (N, {self.channels}, {shape[0]}, {shape[1]}),"
                 f" got {tuple(values.shape)}"
             )
-        if values.device.type == "cpu" and values.numel():
-            low, high = (float(bound) for bound in values.aminmax())
-            if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
-                raise ValueError(f"values must lie in [-1, 1], got {low:.3g} to {high:.3g}")
+        check_range("values", values)
 
     def nll(self, values: Tensor, parameters: Tensor) -> Tensor:
         """(N,) in nats, float32 or better."""

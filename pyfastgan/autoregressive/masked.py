@@ -99,16 +99,20 @@ class PixelCNN(CausalNetwork):
             _Block(width, kernel_size, classes, dropout) for _ in range(layers)
         )
 
-    def features(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+    def features(
+        self, embedded: Tensor, labels: Tensor | None, above: Tensor | None = None
+    ) -> Tensor:
         """As the base class says."""
         x = self.first(embedded)
         for block in self.blocks:
             x = block(x, labels)
         return x
 
-    def begin(self, count: int, labels: Tensor | None = None) -> _Cache:
+    def begin(
+        self, count: int, labels: Tensor | None = None, above: Tensor | None = None
+    ) -> _Cache:
         """As the base class says."""
-        self.check_labels(labels, count)
+        self.check_conditions(labels, above, count)
         return _Cache(self, count, labels)
 
 

@@ -11,25 +11,30 @@ from torch import Tensor
 
 from pyfastgan.autoregressive.likelihood import LogisticMixture, Softmax
 from pyfastgan.autoregressive.network import CausalNetwork
+from pyfastgan.autoregressive.two_levels import TwoLevelPrior
+from pyfastgan.data.datasets import check_range
 
-Decode = Callable[[Tensor], Tensor]
+Decode = Callable[[Any], Tensor]
 
 _BATCH = 64
-_SLACK = 1e-3
 
 
 class PixelModel:
     """What `pyfastgan.autoregressive.load` returns.
 
     Args:
-        network: A `PixelCNN` or `GatedPixelCNN`.
+        network: A `PixelCNN`, a `GatedPixelCNN` or a `TwoLevelPrior`.
         codes: Whether its values are codes of another model, not grey levels or images.
-        decode: Maps codes int64 (N, h, w) to images; without it the codes themselves are drawn, as
-            grey levels.
+        decode: Maps codes int64 (N, h, w), of two levels a pair with the coarser ones first, to images;
+            without it the (finer) codes themselves are drawn, as grey levels.
     """
 
     def __init__(
-        self, network: CausalNetwork, *, codes: bool = False, decode: Decode | None = None
+        self,
+        network: CausalNetwork | TwoLevelPrior,
+        *,
+        codes: bool = False,
+        decode: Decode | None = None,
     ) -> None:
         self.network, self.codes, self.decode = network, codes, decode
 
@@ -49,8 +54,11 @@ class PixelModel:
     @torch.no_grad()
     def images(self, values: Tensor) -> Tensor:
         """The network's values as images in [-1, 1]."""
+        values = values.cpu() if self.decode is not None else values
+        codes = self.network.split(values) if isinstance(self.network, TwoLevelPrior) else values
         if self.decode is not None:
-            return self.decode(values.cpu())
+            return self.decode(codes)
+        values = codes[1] if isinstance(codes, tuple) else codes
         likelihood = self.network.likelihood
         if isinstance(likelihood, Softmax):
             return (values[:, None] / ((likelihood.levels - 1) / 2)).sub_(1)
@@ -78,6 +86,10 @@ class PixelModel:
 
     def bits_per_dim(self, dataset: Any) -> float:
         """The mean over a data set of `pyfastgan.data`, or of codes."""
+        return self.mean_nll(dataset) / self.dims / math.log(2)
+
+    def mean_nll(self, dataset: Any) -> float:
+        """The same for an image, in nats."""
         held = getattr(dataset, "tensors", None) or getattr(dataset, "stored", None)
         device = next(self.network.parameters()).device
         total = 0.0
@@ -90,7 +102,7 @@ class PixelModel:
             else:
                 batch = [part[index] for part in held if part is not None]
             total += self.nll(*(part.to(device) for part in batch[:2])).double().sum().item()
-        return total / len(dataset) / self.dims / math.log(2)
+        return total / len(dataset)
 
     @property
     def dims(self) -> int:
@@ -100,10 +112,7 @@ class PixelModel:
 
 def to_values(likelihood: Softmax | LogisticMixture, images: Tensor) -> Tensor:
     """Images (N, C, H, W) in [-1, 1], rounded to the values of a likelihood."""
-    if images.device.type == "cpu" and images.numel():
-        low, high = (float(bound) for bound in images.aminmax())
-        if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
-            raise ValueError(f"images must lie in [-1, 1], got {low:.3g} to {high:.3g}")
+    check_range("images", images)
     levels = likelihood.levels if isinstance(likelihood, Softmax) else 256
     level = ((images + 1) * ((levels - 1) / 2)).round()
     return level[:, 0].long() if isinstance(likelihood, Softmax) else level / 127.5 - 1

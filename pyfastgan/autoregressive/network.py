@@ -34,6 +34,8 @@ class CausalNetwork(nn.Module, ABC):
         shape: Height and width of the images.
         width: Channels of the maps.
         classes: Number of classes to condition on, or None.
+        above: Of a network that is conditioned on a map of codes of a coarser level: how many codes
+            there are, and the map's height and width.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class CausalNetwork(nn.Module, ABC):
         *,
         width: int,
         classes: int | None,
+        above: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         for name, count in (("height", shape[0]), ("width", shape[1])):
@@ -51,7 +54,7 @@ class CausalNetwork(nn.Module, ABC):
         if classes is not None:
             check_count("classes", classes)
         self.likelihood, self.shape, self.width = likelihood, (shape[0], shape[1]), width
-        self.classes = classes
+        self.classes, self.above = classes, above
         self.embed = likelihood.embedding(width)
         self.head = nn.Sequential(
             nn.ReLU(),
@@ -60,38 +63,58 @@ class CausalNetwork(nn.Module, ABC):
             nn.Conv2d(width, likelihood.planes, 1),
         )
 
-    def forward(self, values: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, values: Tensor, labels: Tensor | None = None, above: Tensor | None = None
+    ) -> Tensor:
         """Parameters (N, planes, H, W): those of a pixel depend only on the pixels before it.
 
         Args:
             values: As the likelihood has them: int64 (N, H, W), or images (N, channels, H, W).
             labels: int64 (N,); given if and only if the network has classes.
+            above: int64 (N, h', w'), a coarser map of codes; given if and only if the network is
+                conditioned on one.
 
         Raises:
-            TypeError, ValueError: Values or labels of another kind, shape or (on a CPU) range.
+            TypeError, ValueError: Values, labels or codes of another kind, shape or (on a CPU) range.
         """
         self.likelihood.check(values, self.shape)
-        self.check_labels(labels, len(values))
+        self.check_conditions(labels, above, len(values))
         pixels = self.likelihood.pixels(values, next(self.parameters()).dtype)
         embedded = self.embed(pixels).movedim(-1, 1).contiguous()
-        parameters: Tensor = self.head(self.features(embedded, labels))
+        parameters: Tensor = self.head(self.features(embedded, labels, above))
         return parameters
 
     @abstractmethod
-    def features(self, embedded: Tensor, labels: Tensor | None) -> Tensor:
+    def features(
+        self, embedded: Tensor, labels: Tensor | None, above: Tensor | None = None
+    ) -> Tensor:
         """Embedded pixels (N, width, H, W) to causal features of the same shape."""
 
     @abstractmethod
-    def begin(self, count: int, labels: Tensor | None = None) -> Cache:
+    def begin(self, count: int, labels: Tensor | None = None, above: Tensor | None = None) -> Cache:
         """A cache for `count` images that stands at the first pixel. Use it without gradients, and
         while the weights stay as they are."""
 
-    def nll(self, values: Tensor, labels: Tensor | None = None) -> Tensor:
+    def nll_of(self, values: Tensor, parameters: Tensor) -> Tensor:
+        """-ln p(values), (N,) in nats, from what `forward` returned."""
+        return self.likelihood.nll(values, parameters)
+
+    def nll(
+        self, values: Tensor, labels: Tensor | None = None, above: Tensor | None = None
+    ) -> Tensor:
         """-ln p(values), (N,) in nats."""
-        return self.likelihood.nll(values, self(values, labels))
+        return self.nll_of(values, self(values, labels, above))
 
     @torch.no_grad()
-    def sample(self, count: int, seed: int | None = None, labels: Tensor | None = None) -> Tensor:
+    def sample(
+        self,
+        count: int,
+        seed: int | None = None,
+        labels: Tensor | None = None,
+        above: Tensor | None = None,
+        *,
+        stream: int = 0,
+    ) -> Tensor:
         """Draw images pixel by pixel; each pixel costs the work of one pixel.
 
         Args:
@@ -99,27 +122,50 @@ class CausalNetwork(nn.Module, ABC):
             seed: The same seed gives the same images, image i for any count. By default one is drawn
                 from torch's generator.
             labels: int64 (count,), as in `forward`.
+            above: int64 (count, h', w'), as in `forward`.
+            stream: Of the first pixel's noise; each pixel has one of its own.
 
         Returns:
             Values as `forward` takes them.
         """
         check_count("count", count)
-        self.check_labels(labels, count)
+        self.check_conditions(labels, above, count)
         chosen = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         device = next(self.parameters()).device
         values = self.likelihood.empty(count, self.shape, device)
         for first in range(0, count, _SAMPLE_BATCH):
             part = slice(first, min(first + _SAMPLE_BATCH, count))
-            cache = self.begin(part.stop - first, None if labels is None else labels[part])
+            conditions = (None if each is None else each[part] for each in (labels, above))
+            cache = self.begin(part.stop - first, *conditions)
             for pixel in range(self.shape[0] * self.shape[1]):
-                drawn = self.likelihood.draw(cache.parameters(), chosen, pixel, first)
+                drawn = self.likelihood.draw(cache.parameters(), chosen, stream + pixel, first)
                 row, column = divmod(pixel, self.shape[1])
                 values[part, ..., row, column] = drawn
                 cache.append(drawn)
         return values
 
-    def check_labels(self, labels: Tensor | None, count: int) -> None:
-        """Raise unless the labels are those of `count` images of this network's classes."""
+    def check_conditions(self, labels: Tensor | None, above: Tensor | None, count: int) -> None:
+        """Raise unless the labels are those of `count` images of this network's classes, and the codes
+        those of as many maps of the level above."""
+        self._check_labels(labels, count)
+        if self.above is None:
+            if above is not None:
+                raise ValueError("above must be None: the network has no level above it")
+            return
+        levels, *shape = self.above
+        if above is None:
+            raise ValueError("above must be given: the network is conditioned on a coarser map")
+        if above.dtype != torch.int64 or above.shape != (count, *shape):
+            raise ValueError(
+                f"above must be int64 of shape ({count}, {shape[0]}, {shape[1]}),"
+                f" got {above.dtype} of shape {tuple(above.shape)}"
+            )
+        if above.device.type == "cpu" and len(above):
+            low, high = (int(bound) for bound in above.aminmax())
+            if low < 0 or high >= levels:
+                raise ValueError(f"above must lie in [0, {levels}), got {low} to {high}")
+
+    def _check_labels(self, labels: Tensor | None, count: int) -> None:
         if self.classes is None:
             if labels is not None:
                 raise ValueError("labels must be None: the network was made without classes")

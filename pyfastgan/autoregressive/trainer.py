@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from pyfastgan.autoregressive.likelihood import Likelihood, LogisticMixture, Sof
 from pyfastgan.autoregressive.masked import PixelCNN
 from pyfastgan.autoregressive.model import Decode, PixelModel
 from pyfastgan.autoregressive.network import CausalNetwork, check_kernel
+from pyfastgan.autoregressive.two_levels import TwoLevelPrior
 from pyfastgan.training import Run, TrainConfig, fit, load_weights, resolve_config
 from pyfastgan.training.config import check_number, read_config_file
-from pyfastgan.training.files import write_text
+from pyfastgan.training.report import report
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,13 +42,15 @@ class PixelCNNConfig(TrainConfig):
 
     Args:
         codes: The folder of a run whose codes to learn a prior over, instead of images; `data` is
-            then that run's.
+            then that run's. Of codes of two levels the finer ones are conditioned on the coarser ones.
         network: "gated" (van den Oord et al. 2016, without a blind spot) or "masked" (PixelCNN).
         layers: Gated layers, or residual blocks.
         width: Channels of the maps.
         kernel_size: Of the layers but the first; odd.
         first_kernel_size: Of the first layer; odd, at least 3.
-        attention: A causal attention (PixelSNAIL) after every so many gated layers; 0 for none.
+        attention: A causal attention (PixelSNAIL) after every so many gated layers; 0 for none. Of codes
+            of two levels it is in the network of the coarser ones, by default after every other layer;
+            otherwise 0 by default.
         dropout: Share of the layers' features that is dropped in training.
         likelihood: "softmax" over the levels of grey images, or "mixture" of discretised logistics
             for 8-bit images; by default the mixture for 256 levels, else the softmax.
@@ -55,6 +58,7 @@ class PixelCNNConfig(TrainConfig):
         components: Of the mixture.
         conditional: Whether the class of an image is given to the network.
         image_size: Pixels a side; by default as the data have.
+        top_size: Of the coarser codes of two levels, which say it.
         channels: Of the images; by default as the data have.
         classes: Number of classes; by default as the data have.
         learning_rate: Of Adam.
@@ -66,13 +70,14 @@ class PixelCNNConfig(TrainConfig):
     width: int = 64
     kernel_size: int = 3
     first_kernel_size: int = 7
-    attention: int = 0
+    attention: int | None = None
     dropout: float = 0.0
     likelihood: str | None = None
     levels: int | None = None
     components: int = 10
     conditional: bool = False
     image_size: int | None = None
+    top_size: int | None = None
     channels: int | None = None
     classes: int | None = None
     learning_rate: float = 1e-3
@@ -81,10 +86,16 @@ class PixelCNNConfig(TrainConfig):
         super().__post_init__()
         for name in ("layers", "width", "components"):
             check_number(name, getattr(self, name), int, at_least=1)
-        check_number("attention", self.attention, int, at_least=0)
         check_kernel("kernel_size", self.kernel_size)
         check_kernel("first_kernel_size", self.first_kernel_size, at_least=3)
-        for name, least in (("levels", 2), ("image_size", 1), ("channels", 1), ("classes", 1)):
+        for name, least in (
+            ("attention", 0),
+            ("levels", 2),
+            ("image_size", 1),
+            ("top_size", 1),
+            ("channels", 1),
+            ("classes", 1),
+        ):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), int, at_least=least)
         check_number("dropout", self.dropout, float, at_least=0)
@@ -111,7 +122,6 @@ class _Data(NamedTuple):
 
     train: Any
     test: Any | None
-    test_is: str
 
 
 class PixelCNNSystem:
@@ -123,12 +133,12 @@ class PixelCNNSystem:
     def __init__(
         self,
         config: PixelCNNConfig,
-        *,
+        train: Any | None = None,
         test: Any | None = None,
-        test_is: str = "",
+        *,
         decode: Decode | None = None,
     ) -> None:
-        self.config, self.test, self.test_is, self.decode = config, test, test_is, decode
+        self.config, self.train, self.test, self.decode = config, train, test, decode
         network = _network(config)
         self.network = network
         self.networks: dict[str, nn.Module] = {"network": network}
@@ -144,7 +154,7 @@ class PixelCNNSystem:
         values = model.values(batch[0])
         labels = batch[1] if self.config.conditional else None
         parameters = self.networks["network"](values, labels)
-        nll = self.network.likelihood.nll(values, parameters)
+        nll = self.network.nll_of(values, parameters)
         loss = bits_per_dim(nll.mean(), model.dims)
         self.optimizers["network"].zero_grad()
         fabric.backward(loss)
@@ -156,19 +166,22 @@ class PixelCNNSystem:
         return self._model(networks["network"]).sample(count, seed)
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Write `likelihood.json`: bits per dimension of the data that were held out."""
-        if self.test is None:
+        """Test the model, and write `test.json`."""
+        data, model = self.test or self.train, self._model(networks["network"])
+        if data is None:
             return
-        found = self._model(networks["network"]).bits_per_dim(self.test)
-        record = {
-            "held_out": self.test_is,
-            "images": len(self.test),
-            "bits_per_dim": found,
-        }
-        write_text(folder / "likelihood.json", json.dumps(record, indent=2) + "\n")
+        nll = model.mean_nll(data)
+        report(
+            folder,
+            data=self.config.data,
+            held_out=self.test is not None,
+            images=len(data),
+            nll=nll,
+            bits_per_dim=nll / model.dims / math.log(2),
+        )
 
     def _model(self, network: nn.Module) -> PixelModel:
-        assert isinstance(network, CausalNetwork)
+        assert isinstance(network, CausalNetwork | TwoLevelPrior)
         return PixelModel(network, codes=self.config.codes is not None, decode=self.decode)
 
 
@@ -183,8 +196,8 @@ def train(
 ) -> Run:
     """Train a PixelCNN and write a run folder.
 
-    Of data with a training and a test split, the first is trained on, and the bits per dimension of
-    the second are written to `likelihood.json` at the end.
+    Of data with a training and a test split, the first is trained on, and the second tested: at the end
+    `test.json` holds its mean negative log-likelihood in nats and in bits per dimension.
 
     Args:
         config: The name of a preset, a configuration, a mapping of its fields, or a YAML or JSON file.
@@ -192,7 +205,7 @@ def train(
             (N, C, size, size) in [-1, 1], or a data set of them.
         out: The folder of the run; it must not hold one yet, unless `resume`.
         resume: Go on from the checkpoint in `out`, with the same bits as without the interruption.
-        decode: With `codes`, maps codes int64 (N, h, w) to images, for the pictures of samples.
+        decode: With `codes`, maps codes to images, as `PixelModel` has it, for the pictures of samples.
         overrides: Fields that replace those of the configuration.
 
     Returns:
@@ -215,7 +228,7 @@ def train(
         found, resolved = _from_images(data, resolved)
 
     def build() -> PixelCNNSystem:
-        return PixelCNNSystem(resolved, test=found.test, test_is=found.test_is, decode=decode)
+        return PixelCNNSystem(resolved, found.train, found.test, decode=decode)
 
     return fit(build, found.train, resolved, out, name=name, resume=resume)
 
@@ -225,8 +238,8 @@ def load(run: Run | str | Path, *, decode: Decode | None = None) -> PixelModel:
 
     Args:
         run: The run or its folder.
-        decode: Of a prior over codes, maps codes int64 (N, h, w) to images; without it codes are
-            drawn as grey levels.
+        decode: Of a prior over codes, maps codes to images, as `PixelModel` has it; without it codes
+            are drawn as grey levels.
 
     Raises:
         ValueError: No run there, one of another kind, or weights that cannot be read.
@@ -238,7 +251,7 @@ def load(run: Run | str | Path, *, decode: Decode | None = None) -> PixelModel:
     return PixelModel(network, codes=run.config.codes is not None, decode=decode)
 
 
-def _network(config: PixelCNNConfig) -> CausalNetwork:
+def _network(config: PixelCNNConfig) -> CausalNetwork | TwoLevelPrior:
     if config.image_size is None or config.channels is None:
         raise ValueError(
             "image_size and channels must be given where there are no data to take them from,"
@@ -254,9 +267,19 @@ def _network(config: PixelCNNConfig) -> CausalNetwork:
         "classes": config.classes if config.conditional else None,
     }
     likelihood = _likelihood(config)
+    attention = config.attention or 0
+    if config.top_size is not None:
+        if config.network != "gated" or not isinstance(likelihood, Softmax):
+            raise ValueError(
+                "network must be 'gated' for codes of two levels: the masked one takes no other map"
+            )
+        small = (config.top_size, config.top_size)
+        top = GatedPixelCNN(likelihood, small, attention=attention, **options)
+        above = (likelihood.levels, *small)
+        return TwoLevelPrior(top, GatedPixelCNN(likelihood, shape, above=above, **options))
     if config.network == "masked":
         return PixelCNN(likelihood, shape, **options)
-    return GatedPixelCNN(likelihood, shape, attention=config.attention, **options)
+    return GatedPixelCNN(likelihood, shape, attention=attention, **options)
 
 
 def _likelihood(config: PixelCNNConfig) -> Likelihood:
@@ -283,14 +306,24 @@ def _from_codes(config: PixelCNNConfig) -> tuple[_Data, PixelCNNConfig]:
     if height != width:
         raise ValueError(f"{config.codes}: the maps of codes must be square, got {train.shape}")
     known = {"image_size": height, "channels": 1, "levels": train.count}
+    if train.top_shape is not None:
+        if train.top_shape[0] != train.top_shape[1]:
+            raise ValueError(
+                f"{config.codes}: the maps of codes must be square, got {train.top_shape}"
+            )
+        known["top_size"] = train.top_shape[0]
+    elif config.top_size is not None:
+        raise ValueError(f"top_size must be left out: {config.codes} has codes of one level")
     for name, value in known.items():
         if getattr(config, name) not in (None, value):
             raise ValueError(f"{name} must be {value} like the codes of {config.codes}")
-    values = {"data": _data_of(config), "classes": _classes(config, train)}
+    values: dict[str, Any] = {"data": _data_of(config), "classes": _classes(config, train)}
     if config.conditional and test is not None and test.classes is None:
         test = None
+    if train.top_shape is not None and config.network == "gated" and config.attention is None:
+        values["attention"] = 2
     resolved = resolve_config(PixelCNNConfig, config, **known, **values)
-    return _Data(train, test, f"the test codes of {config.codes}"), resolved
+    return _Data(train, test), resolved
 
 
 def _data_of(config: PixelCNNConfig) -> str:
@@ -301,8 +334,10 @@ def _data_of(config: PixelCNNConfig) -> str:
 
 def _from_images(data: Any, config: PixelCNNConfig) -> tuple[_Data, PixelCNNConfig]:
     """The images, and the configuration with what they say."""
+    if config.top_size is not None:
+        raise ValueError("top_size is for codes of two levels, got it for images")
     name, found = config.data, _images(data, config)
-    if found.test is not None and name in ("digits", "photos"):
+    if found.test is not None and name in data_sets.BUILT_IN:
         name = f"{name}:train"  # so that the run's configuration says what it was trained on
     shape = found.train.shape
     size, channels = config.image_size or shape[-1], config.channels or shape[0]
@@ -327,17 +362,17 @@ def _from_images(data: Any, config: PixelCNNConfig) -> tuple[_Data, PixelCNNConf
 def _images(data: Any, config: PixelCNNConfig) -> _Data:
     """The data set to train on, and its test split where it has one."""
     if data is not None and not isinstance(data, str):
-        return _Data(data_sets.load(data), None, "")
+        return _Data(data_sets.load(data), None)
     name = config.data
     if name == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     if name in data_sets.TOYS:
-        return _Data(data_sets.load(name), None, "")  # refused for its shape
+        return _Data(data_sets.load(name), None)  # refused for its shape
     size = {} if config.image_size is None else {"size": config.image_size}
     if not data_sets.has_splits(name) or name.endswith((":all", ":test")):
-        return _Data(data_sets.load(name, **size), None, "")
+        return _Data(data_sets.load(name, **size), None)
     train, test = (data_sets.load(name, split=part, **size) for part in ("train", "test"))
-    return _Data(train, test, f"the test split of {name.removesuffix(':train')}")
+    return _Data(train, test)
 
 
 def _classes(config: PixelCNNConfig, dataset: Any) -> int | None:

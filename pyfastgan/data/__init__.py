@@ -25,10 +25,12 @@ from pyfastgan.data.pairs import (
     load_unpaired,
 )
 from pyfastgan.data.photos import load_photos
+from pyfastgan.data.shapes import load_shapes, shape_factors
 from pyfastgan.data.stacked import load_stacked_digits, load_stacked_mnist
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
 __all__ = [
+    "BUILT_IN",
     "OWN",
     "TOYS",
     "ImageData",
@@ -41,6 +43,7 @@ __all__ = [
     "has_splits",
     "load",
     "names",
+    "shape_factors",
 ]
 
 # What a configuration says about data that were handed over as an object.
@@ -52,7 +55,9 @@ _BUILT_IN: dict[str, Callable[..., Any]] = {
     "digits2bold": load_digits2bold,
     "edges2photos": load_edges2photos,
     "stacked-digits": load_stacked_digits,
+    "shapes": load_shapes,
 }
+BUILT_IN = tuple(_BUILT_IN)
 # ... and what is elsewhere, by a kind, a colon and the place.
 _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
@@ -80,6 +85,7 @@ def descriptions() -> dict[str, str]:
         "digits2bold": "pairs: a digit, and the same thick and black on white",
         "edges2photos": "pairs: the edges of a photograph, and the photograph",
         "stacked-digits": "three digits in the channels of one image: 1,000 modes",
+        "shapes": "6,144 drawn shapes with five known factors, grey, of any size",
         "folder:": "PATH: images in a folder, in class folders or not",
         "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
         "mnist:": "ROOT: MNIST's idx files, or others of that format",
@@ -100,7 +106,7 @@ def has_splits(name: str) -> bool:
         return has_parts(where)
     if kind == "hf":
         return has_test_split(where)
-    return kind in (*_BUILT_IN, "mnist", "cifar10", "cifar100", "stacked-mnist")
+    return kind in (*BUILT_IN, "mnist", "cifar10", "cifar100", "stacked-mnist")
 
 
 def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | PairData | UnpairedData:

@@ -2,6 +2,13 @@
 
 from pyfastgan.metrics.classifier import ImageClassifier
 from pyfastgan.metrics.digits import DigitsClassifier, digits_classifier
+from pyfastgan.metrics.disentanglement import (
+    DCI,
+    beta_vae_score,
+    dci,
+    disentanglement,
+    mutual_information_gap,
+)
 from pyfastgan.metrics.evaluate import (
     FEATURES,
     METRICS,
@@ -20,6 +27,7 @@ from pyfastgan.metrics.manifold import density_coverage, precision_recall
 from pyfastgan.metrics.modes import ModeCount, count_modes, count_stacked_modes
 
 __all__ = [
+    "DCI",
     "FEATURES",
     "FID",
     "METRICS",
@@ -31,10 +39,13 @@ __all__ = [
     "Inception",
     "ModeCount",
     "Pixels",
+    "beta_vae_score",
     "count_modes",
     "count_stacked_modes",
+    "dci",
     "density_coverage",
     "digits_classifier",
+    "disentanglement",
     "evaluate",
     "extract",
     "extractor_for",
@@ -43,6 +54,7 @@ __all__ = [
     "halves",
     "inception_score",
     "kernel_distance",
+    "mutual_information_gap",
     "precision_recall",
     "seen_in_training",
 ]

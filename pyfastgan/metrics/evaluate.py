@@ -30,7 +30,6 @@ from pyfastgan.metrics.manifold import density_coverage, precision_recall
 
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "inception-score")
 FEATURES = ("auto", "classifier", "pixels", "inception")
-_BUILT_IN = ("digits", "photos")
 _HALVES_SEED = 0
 
 
@@ -185,7 +184,7 @@ def seen_in_training(data: str, trained_on: str) -> bool:
     """
     if _whole(data) != _whole(trained_on):
         return False
-    if _whole(trained_on) in _BUILT_IN:
+    if _whole(trained_on) in data_sets.BUILT_IN:
         return not trained_on.endswith(":train")
     return not data_sets.has_splits(trained_on)
 
@@ -193,7 +192,7 @@ def seen_in_training(data: str, trained_on: str) -> bool:
 def _whole(data: str) -> str:
     """The name without the split that a built-in data set may have behind it."""
     kind = data.partition(":")[0]
-    return kind if kind in _BUILT_IN else data
+    return kind if kind in data_sets.BUILT_IN else data
 
 
 def _part(data: Any, index: Tensor) -> TensorData | ImageData:

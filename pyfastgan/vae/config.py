@@ -98,14 +98,63 @@ class VAEConfig(ImageConfig):
 
 
 @dataclass(kw_only=True)
+class AutoencoderConfig(ImageConfig):
+    """How to train an autoencoder without a likelihood.
+
+    Args:
+        network: mlp or conv as of a variational one, or linear: one linear layer each way.
+        width: As of a variational one.
+        latent_dim: Numbers in a code.
+    """
+
+    network: str | None = None
+    width: int | None = None
+    latent_dim: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is not None:
+            check_choice("network", self.network, (*NETWORKS, "linear"))
+        check_number("latent_dim", self.latent_dim, int, at_least=1)
+        if self.width is not None:
+            check_number("width", self.width, int, at_least=1)
+
+
+@dataclass(kw_only=True)
+class SparseCodingConfig(ImageConfig):
+    """How to learn a dictionary.
+
+    Args:
+        atoms: Of the dictionary.
+        penalty: Of the codes' magnitudes, where the squared error of an image is summed over its numbers
+            and halved.
+        iterations: Steps of FISTA that find the codes of an image.
+    """
+
+    atoms: int = 128
+    penalty: float = 0.5
+    iterations: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("atoms", "iterations"):
+            check_number(name, getattr(self, name), int, at_least=1)
+        check_number("penalty", self.penalty, float, at_least=0)
+        if self.penalty == 0:
+            raise ValueError("penalty must be above 0, got 0")
+
+
+@dataclass(kw_only=True)
 class VQConfig(ImageConfig):
     """How to train a VQ-VAE.
 
     Args:
+        levels: 1, or 2 for VQ-VAE-2: a second map of codes of half the size.
         width: Channels of the networks.
-        halvings: Convolutions of stride 2; by default 2, or 1 for images below 16 pixels.
+        halvings: Convolutions of stride 2 up to the (larger) map; by default 2, or 1 for images below
+            16 pixels.
         residual_blocks: In the encoder, and in the decoder.
-        codes: K, the codes of the codebook.
+        codes: K, the codes of a level's codebook.
         code_width: Numbers in a code.
         codebook: ema, or loss.
         gradient: straight-through, or rotation.
@@ -114,6 +163,7 @@ class VQConfig(ImageConfig):
         restart_below: A code that fewer vectors a batch choose on average starts anew; 0 never.
     """
 
+    levels: int = 1
     width: int = 64
     halvings: int | None = None
     residual_blocks: int = 2
@@ -129,6 +179,9 @@ class VQConfig(ImageConfig):
         super().__post_init__()
         for name, least in (("width", 1), ("code_width", 1), ("codes", 2), ("residual_blocks", 0)):
             check_number(name, getattr(self, name), int, at_least=least)
+        check_number("levels", self.levels, int, at_least=1)
+        if self.levels > 2:
+            raise ValueError(f"levels must be 1 or 2, got {self.levels}")
         if self.halvings is not None:
             check_number("halvings", self.halvings, int, at_least=1)
         for name in ("commitment", "decay", "restart_below"):

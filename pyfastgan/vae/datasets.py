@@ -13,14 +13,13 @@ from pyfastgan.data import ImageData, MapData, TensorData
 from pyfastgan.training.sampler import batches
 
 ImageSet = TensorData | ImageData | MapData
-_BUILT_IN = ("digits", "photos")
 _BATCH = 250
 
 
 def training_part(name: str) -> str:
     """The name of what is trained on: of built-in data the training split, so that the other is left
     for testing."""
-    return f"{name}:train" if name in _BUILT_IN else name
+    return f"{name}:train" if name in data_sets.BUILT_IN else name
 
 
 def load_images(data: Any, name: str, size: int | None, channels: int | None) -> ImageSet:
@@ -52,7 +51,7 @@ def load_images(data: Any, name: str, size: int | None, channels: int | None) ->
 def load_test(name: str, size: int) -> ImageSet | None:
     """The test split of the data of that name, or None where there is none."""
     kind, _, part = name.partition(":")
-    if kind in _BUILT_IN:
+    if kind in data_sets.BUILT_IN:
         return _square(f"{kind}:test", size) if part == "train" else None
     if name == data_sets.OWN or not data_sets.has_splits(name):
         return None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyfastgan._names import check_choice
+from pyfastgan.data.datasets import check_range
 from pyfastgan.ops import (
     bernoulli_nll,
     gaussian_nll,
@@ -132,7 +133,10 @@ class VAE(nn.Module):
         Bernoulli: pixels 0 or 1, with the pixel's brightness as probability of a 1 (as Burda et al. do
         anew for every batch). Gaussian: the image with uniform noise of one step of a byte, without
         which the density of pixels that are always the same has no bound.
+
+        Raises `ValueError`, on a CPU, for images out of range.
         """
+        check_range("images", images)
         u = random_uniform(
             tuple(images.shape),
             seed,

@@ -1,6 +1,6 @@
-"""Encoders and decoders: perceptrons for small images, convolutions for larger ones.
+"""Encoders and decoders: perceptrons for small images, convolutions for larger ones; linear layers.
 
-Both take the class of each image as one-hot numbers where they were built with `classes`. There is no
+The first two take the class of each image as one-hot numbers where they were built with `classes`. There is no
 batch norm: a bound on log p(x) is one of each image alone.
 """
 
@@ -25,10 +25,17 @@ def default_network(shape: tuple[int, ...]) -> str:
     return "mlp" if math.prod(shape) <= _SMALL else "conv"
 
 
+def default_width(kind: str) -> int:
+    """Units, or channels of the first convolution."""
+    return 400 if kind == "mlp" else 32
+
+
 def encoder(
     kind: str, shape: tuple[int, int, int], outputs: int, width: int, classes: int = 0
 ) -> nn.Module:
     """Images (N, C, H, W), and one-hot classes (N, classes) if any, to (N, outputs)."""
+    if kind == "linear":
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
     if kind == "mlp":
         return _Perceptron(math.prod(shape) + classes, width, (outputs,))
     return _ConvEncoder(shape, outputs, width, classes)
@@ -38,6 +45,8 @@ def decoder(
     kind: str, shape: tuple[int, int, int], inputs: int, width: int, classes: int = 0
 ) -> nn.Module:
     """Latent vectors (N, inputs), and one-hot classes (N, classes) if any, to (N, C, H, W)."""
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(inputs, math.prod(shape)), nn.Unflatten(1, shape))
     if kind == "mlp":
         return _Perceptron(inputs + classes, width, shape)
     return _ConvDecoder(shape, inputs + classes, width)

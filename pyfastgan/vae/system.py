@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pyfastgan.data import shape_factors
+from pyfastgan.metrics import disentanglement
 from pyfastgan.training import save_png
-from pyfastgan.training.files import write_text
+from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
 from pyfastgan.vae.latents import save_latents
 from pyfastgan.vae.model import VAE, importance_bound
-from pyfastgan.vae.networks import decoder, default_network, encoder
+from pyfastgan.vae.networks import decoder, default_network, default_width, encoder
 from pyfastgan.vae.pictures import PAIRS, manifold, pairs, traversals
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def build(config: VAEConfig) -> VAE:
     if config.conditional and classes is None:
         raise ValueError("classes must be given for a conditional model without data")
     kind = config.network or default_network(shape)
-    width = config.width or (400 if kind == "mlp" else 32)
+    width = config.width or default_width(kind)
     d = config.latent_dim
     return VAE(
         encoder(kind, shape, 2 * d, width, classes or 0),
@@ -110,14 +111,10 @@ class VAESystem:
         assert isinstance(model, VAE)
         if model.classes is None:
             save_latents(folder / "codes.safetensors", model, self.train, self.test)
-        found = evaluate(model, self.test or self.train, self.config)
-        found["images_are"] = "test split" if self.test else "training data, there is no test split"
-        write_text(folder / "test.json", json.dumps(found, indent=2) + "\n")
-        print(
-            f"{found['images_are']}, {found['images']} images: ELBO {found['elbo']:.2f},"
-            f" NLL {found['nll']:.2f} nats ({found['bits_per_dim']:.3f} bits/dim,"
-            f" k = {found['samples']})"
-        )
+        figures = evaluate(model, self.test or self.train, self.config)
+        if not self.config.conditional:
+            figures |= _disentanglement(model, self.config.data, self.test)
+        report(folder, data=self.config.data, held_out=self.test is not None, **figures)
         weight = next(model.parameters())
         batch = some_images(self.test or self.train, PAIRS)
         batch = tuple(part.to(weight.device) for part in batch)
@@ -149,7 +146,6 @@ def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]
     elbo, nll = torch.cat(elbos).double(), torch.cat(nlls).double()
     size = batch[0][0].numel()
     return {
-        "data": config.data,
         "images": start,
         "samples": config.test_samples,
         "elbo": elbo.mean().item(),
@@ -158,6 +154,20 @@ def evaluate(model: VAE, dataset: ImageSet, config: VAEConfig) -> dict[str, Any]
         "bits_per_dim": model.bits_per_dim(nll.mean(), size).item(),
         "elbo_bits_per_dim": model.bits_per_dim(-elbo.mean(), size).item(),
     }
+
+
+def _disentanglement(model: VAE, data: str, test: ImageSet | None) -> dict[str, float]:
+    """Of data whose factors are known: whether single latent numbers stand for them."""
+    if data.partition(":")[0] != "shapes" or test is None:
+        return {}
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        codes: list[Tensor] = []
+        for batch in batches_of(test, device):
+            start = sum(map(len, codes))
+            x = model.observe(batch[0], 0, stream=_TEST_STREAM, sample_offset=start)
+            codes.append(model.encode(x)[0].cpu())
+    return disentanglement(torch.cat(codes), shape_factors("test"))
 
 
 def _labels(config: VAEConfig, batch: tuple[Tensor, ...]) -> Tensor | None:

@@ -15,17 +15,24 @@ from pyfastgan import data as data_sets
 from pyfastgan._names import check_choice
 from pyfastgan.training import Run, fit, load_weights, resolve_config, run_name
 from pyfastgan.training.config import read_config_file
-from pyfastgan.vae.config import VAEConfig, VQConfig
+from pyfastgan.vae.autoencoder import Autoencoder
+from pyfastgan.vae.autoencoder_system import (
+    AutoencoderSystem,
+    build_autoencoder,
+    build_sparse_coding,
+)
+from pyfastgan.vae.config import AutoencoderConfig, SparseCodingConfig, VAEConfig, VQConfig
 from pyfastgan.vae.datasets import load_images, load_test, training_part
 from pyfastgan.vae.model import VAE
 from pyfastgan.vae.networks import default_network
+from pyfastgan.vae.sparse_coding import SparseCoding
 from pyfastgan.vae.system import VAESystem, build
 from pyfastgan.vae.vq import VQVAE
+from pyfastgan.vae.vq2 import VQVAE2
 from pyfastgan.vae.vq_system import VQSystem, build_vq
 
-Config = VAEConfig | VQConfig
-# The model's name in a run whose configuration was not chosen by the name of a preset.
-_NAMES: dict[type[Config], str] = {VAEConfig: "vae", VQConfig: "vq-vae"}
+Config = VAEConfig | VQConfig | AutoencoderConfig | SparseCodingConfig
+Model = VAE | VQVAE | VQVAE2 | Autoencoder | SparseCoding
 _VAE = VAEConfig(data="digits", steps=4000, batch_size=128)
 PRESETS: dict[str, Config] = {
     "vae": _VAE,
@@ -33,6 +40,14 @@ PRESETS: dict[str, Config] = {
     "iwae": replace(_VAE, importance_samples=10),
     # Weights are not averaged: the codebook, which starts codes anew, would lag behind.
     "vq-vae": VQConfig(data="photos", steps=2000, ema_decay=0.0),
+    "vq-vae-2": VQConfig(data="photos", levels=2, steps=2000, ema_decay=0.0),
+    "autoencoder": AutoencoderConfig(data="digits", steps=2000, batch_size=128),
+    "linear-autoencoder": AutoencoderConfig(
+        data="digits", network="linear", steps=2000, batch_size=128, learning_rate=3e-3
+    ),
+    "sparse-coding": SparseCodingConfig(
+        data="digits", steps=1000, batch_size=128, learning_rate=3e-3, ema_decay=0.0
+    ),
 }
 
 
@@ -76,15 +91,19 @@ def train(
     resolved = replace(resolved, image_size=size, channels=channels)
     test = load_test(resolved.data, size)
 
-    def build_system() -> VAESystem | VQSystem:
+    if isinstance(resolved, VAEConfig):
+        classes = _classes(resolved, dataset.classes)
+        resolved = replace(resolved, classes=classes)
+    if isinstance(resolved, VAEConfig | AutoencoderConfig):
+        resolved = replace(resolved, network=resolved.network or default_network(dataset.shape))
+
+    def build_system() -> VAESystem | VQSystem | AutoencoderSystem:
         if isinstance(resolved, VQConfig):
             return VQSystem(resolved, dataset, test)
-        return VAESystem(resolved, dataset, test)
+        if isinstance(resolved, VAEConfig):
+            return VAESystem(resolved, dataset, test)
+        return AutoencoderSystem(resolved, dataset, test)
 
-    if isinstance(resolved, VAEConfig):
-        network = resolved.network or default_network(dataset.shape)
-        classes = _classes(resolved, dataset.classes)
-        resolved = replace(resolved, network=network, classes=classes)
     return fit(build_system, dataset, resolved, out, name=name, resume=resume)
 
 
@@ -96,10 +115,14 @@ def _named(config: str | Path | Config | Mapping[str, Any]) -> tuple[str, Any]:
     if isinstance(config, (str, Path)):
         name = read_config_file(config, run_keys=True).get("model")
         return (name if name in PRESETS else "vae"), config
-    return _NAMES.get(type(config), "vae"), config  # type: ignore[arg-type]
+    if isinstance(config, VQConfig):
+        return ("vq-vae" if config.levels == 1 else "vq-vae-2"), config
+    if isinstance(config, AutoencoderConfig):
+        return ("linear-autoencoder" if config.network == "linear" else "autoencoder"), config
+    return ("sparse-coding" if isinstance(config, SparseCodingConfig) else "vae"), config
 
 
-def load(run: Run | str | Path) -> VAE | VQVAE:
+def load(run: Run | str | Path) -> Model:
     """The model of a run, on the CPU in evaluation mode: `load("runs/vae").sample(64, 1)`.
 
     Raises:
@@ -109,30 +132,43 @@ def load(run: Run | str | Path) -> VAE | VQVAE:
     name = run_name(path)
     check_choice("model", name, PRESETS)
     run = Run.open(path, type(PRESETS[name]))
-    model = build_vq(run.config) if isinstance(run.config, VQConfig) else build(run.config)  # type: ignore[arg-type]
+    model = _build(run.config)  # type: ignore[arg-type]
     load_weights(run.weights, {"model": model.eval()})
     return model
 
 
-def decode(run: Run | str | Path, codes: Tensor) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] of the codes, int64 (N, h, w), of a run's codebook, or of the latent
-    vectors (N, latent_dim) of a VAE.
+def _build(config: Config) -> Model:
+    if isinstance(config, VQConfig):
+        return build_vq(config)
+    if isinstance(config, AutoencoderConfig):
+        return build_autoencoder(config)
+    return build_sparse_coding(config) if isinstance(config, SparseCodingConfig) else build(config)
+
+
+def decode(run: Run | str | Path, codes: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] of the codes of a run's codebook, or of the latent vectors of
+    a VAE.
+
+    Args:
+        run: The run or its folder.
+        codes: int64 (N, h, w); of a model with two levels a pair, the coarser map first; of a VAE
+            floating point (N, latent_dim).
 
     Raises:
         TypeError, ValueError: A run of a model without codes; codes of another dtype or shape, or that
             are none of the codebook.
     """
     model = load(run)
-    if isinstance(model, VAE) and model.classes is None and codes.is_floating_point():
+    if isinstance(model, VAE) and model.classes is None and isinstance(codes, Tensor):
         if codes.shape[1:] != (model.latent_dim,):
             raise ValueError(
                 f"codes must be of shape (N, {model.latent_dim}), got {tuple(codes.shape)}"
             )
         with torch.no_grad():
             return model.decode(codes)
-    if not isinstance(model, VQVAE):
+    if not isinstance(model, VQVAE | VQVAE2):
         raise ValueError(f"run must be one of a model with codes, {run} is none")
-    return model.decode(codes)
+    return model.decode(codes)  # type: ignore[arg-type]
 
 
 def _classes(config: VAEConfig, found: int | None) -> int | None:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyfastgan.data.datasets import check_range
 from pyfastgan.nn import ConvBlock, ConvTransposeBlock, VectorQuantizer
 from pyfastgan.ops import random_uniform
 
 # Decoded at once, so that a large count fits in memory.
-_BATCH = 256
+BATCH = 256
 
 
 class Terms(NamedTuple):
@@ -58,43 +59,21 @@ class VQVAE(nn.Module):
         residual_blocks: int = 2,
     ) -> None:
         super().__init__()
-        for name, count in (("width", width), ("halvings", halvings)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        check_sizes(shape, width, halvings)
         channels, height, across = shape
         step = 2**halvings
-        if height % step or across % step:
-            raise ValueError(
-                f"the size of the images must be a multiple of 2^halvings = {step},"
-                f" got {height} x {across}"
-            )
         self.shape = shape
         self.map_shape = (height // step, across // step)
         self.quantizer = quantizer
         inner = quantizer.codebook.shape[1]
         self.encoder = nn.Sequential(
-            *(
-                ConvBlock(width if i else channels, width, 4, 2, 1, act="relu")
-                for i in range(halvings)
-            ),
-            nn.Conv2d(width, width, 3, 1, 1),
-            *(_Residual(width) for _ in range(residual_blocks)),
-            nn.ReLU(),
-            nn.Conv2d(width, inner, 1),
+            *descent(channels, width, halvings, residual_blocks), nn.Conv2d(width, inner, 1)
         )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(inner, width, 3, 1, 1),
-            *(_Residual(width) for _ in range(residual_blocks)),
-            nn.ReLU(),
-            *(ConvTransposeBlock(width, width, 4, 2, 1, act="relu") for _ in range(halvings - 1)),
-            ConvTransposeBlock(width, channels, 4, 2, 1, act="linear"),
-        )
+        self.decoder = nn.Sequential(*ascent(inner, width, channels, halvings, residual_blocks))
 
     def forward(self, images: Tensor) -> Terms:
         """Images (N, C, H, W) in [-1, 1] to their reconstruction; in training the codebook follows."""
-        if tuple(images.shape[1:]) != self.shape:
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"images must be of shape (N, {wanted}), got {tuple(images.shape)}")
+        check_images(images, self.shape)
         found = self.quantizer(self.encoder(images))
         return Terms(self.decoder(found.quantized), *found[1:])
 
@@ -111,12 +90,8 @@ class VQVAE(nn.Module):
         Raises:
             TypeError, ValueError: Codes of another dtype or shape, or that are none of the codebook.
         """
-        if codes.dtype != torch.int64:
-            raise TypeError(f"codes must be int64, got {codes.dtype}")
-        if tuple(codes.shape[1:]) != self.map_shape:
-            wanted = ", ".join(map(str, self.map_shape))
-            raise ValueError(f"codes must be of shape (N, {wanted}), got {tuple(codes.shape)}")
-        parts = [self.decoder(self.quantizer.lookup(part)) for part in codes.split(_BATCH)]
+        check_codes("codes", codes, self.map_shape)
+        parts = [self.decoder(self.quantizer.lookup(part)) for part in codes.split(BATCH)]
         return torch.cat(parts).clamp(-1, 1)
 
     @torch.no_grad()
@@ -126,10 +101,31 @@ class VQVAE(nn.Module):
 
         What lies together in a picture is thereby lost: pictures need a prior over the codes.
         """
-        share = self.quantizer.counts / self.quantizer.counts.sum()
-        u = random_uniform((count, *self.map_shape), seed, device=share.device)
-        codes = torch.searchsorted(share.cumsum(0), u).clamp(max=len(share) - 1)
+        codes = draw_codes(self.quantizer, count, self.map_shape, seed)
         return self.decode(codes)
+
+
+def descent(inputs: int, width: int, halvings: int, residual_blocks: int) -> list[nn.Module]:
+    """The layers of an encoder, up to maps of `width` channels."""
+    return [
+        *(ConvBlock(width if i else inputs, width, 4, 2, 1, act="relu") for i in range(halvings)),
+        nn.Conv2d(width, width, 3, 1, 1),
+        *(_Residual(width) for _ in range(residual_blocks)),
+        nn.ReLU(),
+    ]
+
+
+def ascent(
+    inputs: int, width: int, outputs: int, halvings: int, residual_blocks: int
+) -> list[nn.Module]:
+    """The layers of a decoder, which mirror an encoder's."""
+    return [
+        nn.Conv2d(inputs, width, 3, 1, 1),
+        *(_Residual(width) for _ in range(residual_blocks)),
+        nn.ReLU(),
+        *(ConvTransposeBlock(width, width, 4, 2, 1, act="relu") for _ in range(halvings - 1)),
+        ConvTransposeBlock(width, outputs, 4, 2, 1, act="linear"),
+    ]
 
 
 class _Residual(nn.Module):
@@ -143,3 +139,47 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(functional.relu(x)))
+
+
+def check_sizes(shape: tuple[int, int, int], width: int, halvings: int) -> None:
+    """Refuse images that cannot be halved that often, and counts below 1."""
+    for name, count in (("width", width), ("halvings", halvings)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    _, height, across = shape
+    step = 2**halvings
+    if height % step or across % step:
+        raise ValueError(
+            f"the size of the images must be a multiple of 2^halvings = {step},"
+            f" got {height} x {across}"
+        )
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse images of another shape, and on a CPU ones far out of range."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"images must be of shape (N, {wanted}), got {tuple(images.shape)}")
+    check_range("images", images)
+
+
+def check_codes(name: str, codes: Tensor, shape: tuple[int, int]) -> None:
+    """Refuse what is no map of codes of that shape."""
+    if codes.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {codes.dtype}")
+    if codes.ndim != 3 or tuple(codes.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must be of shape (N, {wanted}), got {tuple(codes.shape)}")
+
+
+def draw_codes(
+    quantizer: VectorQuantizer,
+    count: int,
+    shape: tuple[int, int],
+    seed: int | None,
+    stream: int = 0,
+) -> Tensor:
+    """Maps of codes int64 (count, h, w), each code drawn for itself by its frequency."""
+    share = quantizer.counts / quantizer.counts.sum()
+    u = random_uniform((count, *shape), seed, stream=stream, device=share.device)
+    return torch.searchsorted(share.cumsum(0), u).clamp(max=len(share) - 1)

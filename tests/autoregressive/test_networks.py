@@ -15,6 +15,7 @@ from pyfastgan.autoregressive import (
     MaskedConv2d,
     PixelCNN,
     Softmax,
+    TwoLevelPrior,
 )
 from pyfastgan.autoregressive.network import CausalNetwork
 from pyfastgan.ops import discretized_mix_logistic
@@ -65,6 +66,43 @@ def test_cached_parameters_are_the_full_forwards(kind, classes, likelihood) -> N
             place = (..., *pixel)
             torch.testing.assert_close(cache.parameters(), full[place], rtol=0, atol=1e-5)
             cache.append(values[place])
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_cached_parameters_given_a_coarser_map(classes) -> None:
+    """The same; a code of the coarser map matters everywhere near it, also to the first pixel."""
+    net = network("attention", classes=classes, above=(4, 3, 4))
+    values, above = random_values(net, 2), torch.randint(4, (2, 3, 4))
+    labels = None if classes is None else torch.tensor([2, 0])
+    with torch.no_grad():
+        full = net(values, labels, above)
+        cache = net.begin(2, labels, above)
+        for pixel in itertools.product(*map(range, net.shape)):
+            torch.testing.assert_close(cache.parameters(), full[..., *pixel], rtol=0, atol=1e-5)
+            cache.append(values[..., *pixel])
+        changed = above.clone()
+        changed[:, 0, 0] = (changed[:, 0, 0] + 1) % 4
+        apart = (net(values, labels, changed) - full).abs().amax((0, 1))
+        assert apart[0, 0] > 1e-4
+        drawn = net.sample(2, 1, labels, above)
+        assert torch.equal(
+            drawn[:1], net.sample(1, 1, *(x if x is None else x[:1] for x in (labels, above)))
+        )
+
+
+def test_two_levels_sum_to_1() -> None:
+    top = network("attention", Softmax(2), (1, 2)).double()
+    bottom = network("gated", Softmax(2), (2, 1), above=(2, 1, 2)).double()
+    prior = TwoLevelPrior(top, bottom)
+    values = torch.tensor(list(itertools.product([0, 1], repeat=4)))
+    with torch.no_grad():
+        expected = torch.exp(-prior.nll(values))
+    assert math.isclose(expected.sum().item(), 1, abs_tol=1e-10)
+    count = 20_000
+    drawn = (prior.sample(count, 1) * torch.tensor([8, 4, 2, 1])).sum(1)
+    found = torch.bincount(drawn, minlength=16) / count
+    # Five standard deviations of a frequency.
+    assert ((found - expected).abs() < 5 * (expected / count).sqrt() + 1e-4).all()
 
 
 def seen(net: CausalNetwork, row: int, column: int) -> Tensor:
@@ -220,3 +258,18 @@ def test_bad_values_and_labels(kind) -> None:
         images(torch.arange(256.0)[:252].view(2, 3, 6, 7) / 251 * 255)
     with pytest.raises(TypeError, match="values must be floating point"):
         images(torch.zeros(2, 3, 6, 7, dtype=torch.uint8))
+
+
+def test_bad_codes_of_the_level_above() -> None:
+    net, plain = network("gated", above=(4, 3, 4)), network("masked")
+    values, above = random_values(net, 2), torch.randint(4, (2, 3, 4))
+    with pytest.raises(ValueError, match="above must be given"):
+        net(values)
+    with pytest.raises(ValueError, match="above must be None"):
+        plain(values, None, above)
+    with pytest.raises(ValueError, match=r"above must be int64 of shape \(2, 3, 4\)"):
+        net(values, None, above[:1])
+    with pytest.raises(ValueError, match=r"above must lie in \[0, 4\), got 4 to 4"):
+        net.sample(2, 0, None, above * 0 + 4)
+    with pytest.raises(ValueError, match=r"bottom must have above=\(5, 6, 7\)"):
+        TwoLevelPrior(network("gated"), net)

@@ -21,6 +21,7 @@ from pyfastgan.autoregressive import (
     PixelCNNSystem,
     PixelModel,
     Softmax,
+    TwoLevelPrior,
     load_codes,
 )
 from pyfastgan.autoregressive.model import to_values
@@ -50,7 +51,7 @@ def train(out: Path, **changes) -> pf.training.Run:
 
 
 def bits(run: pf.training.Run) -> float:
-    return json.loads((run.path / "likelihood.json").read_text())["bits_per_dim"]
+    return json.loads((run.path / "test.json").read_text())["bits_per_dim"]
 
 
 @pytest.mark.parametrize("levels", [17, 256])
@@ -128,9 +129,13 @@ def test_bits_per_dim_of_every_kind_of_data(tmp_path: Path) -> None:
     stored = torch.randint(256, (70, 1, 8, 8), dtype=torch.uint8)
     images = stored.float() / 127.5 - 1
     run = train(tmp_path / "run", data=images)
-    assert not (run.path / "likelihood.json").exists(), "nothing was held out"
     model = pf.autoregressive.load(run)
     expected = model.nll(images).mean().item() / 64 / math.log(2)
+    found = json.loads((run.path / "test.json").read_text())
+    assert found["images_are"] == "training data, there is no test split"
+    assert found["images"] == 70
+    assert math.isclose(found["bits_per_dim"], expected, rel_tol=1e-5)
+    assert math.isclose(found["nll"], expected * 64 * math.log(2), rel_tol=1e-5)
     own = torch.utils.data.TensorDataset(images)
     for dataset in (data.TensorData(images), data.ImageData(stored), data.MapData(own)):
         assert math.isclose(model.bits_per_dim(dataset), expected, rel_tol=1e-5)
@@ -186,6 +191,49 @@ def test_a_prior_over_codes(tmp_path: Path) -> None:
     assert run.config.classes == 3
 
 
+def test_a_prior_over_two_levels(tmp_path: Path) -> None:
+    """The likelihood is p(top) p(bottom | top); samples are pairs that the other family decodes."""
+    bottom, top = torch.randint(6, (40, 4, 4)), torch.randint(6, (40, 2, 2))
+    labels = torch.arange(40) % 3
+    parts = {"train": bottom[:32], "train_top": top[:32], "test": bottom[32:], "test_top": top[32:]}
+    parts |= {"labels_train": labels[:32], "labels_test": labels[32:]}
+    other = codes_run(tmp_path / "vq", **parts)
+    run = train(tmp_path / "prior", codes=str(other), layers=2, conditional=True)
+    config = run.config
+    assert (config.image_size, config.top_size, config.attention) == (4, 2, 2)
+    model = pf.autoregressive.load(run)
+    prior = model.network
+    assert isinstance(prior, TwoLevelPrior)
+    assert list(prior.top.attentions) == ["1"]
+    assert not prior.bottom.attentions
+    values = torch.cat((top[32:].flatten(1), bottom[32:].flatten(1)), 1)
+    pair = prior.split(values)
+    assert torch.equal(pair[0], top[32:])
+    assert torch.equal(pair[1], bottom[32:])
+    by_hand = prior.top.nll(top[32:], labels[32:]) + prior.bottom.nll(
+        bottom[32:], labels[32:], top[32:]
+    )
+    torch.testing.assert_close(model.nll(values, labels[32:]), by_hand)
+    assert math.isclose(bits(run), by_hand.mean().item() / 20 / math.log(2), rel_tol=1e-5)
+    drawn = prior.sample(5, 1, labels[:5])
+    assert torch.equal(drawn[:2], prior.sample(2, 1, labels[:2]))
+    assert torch.equal(prior.split(drawn)[0], prior.top.sample(5, 1, labels[:5]))
+    assert model.sample(3, 1).shape == (3, 1, 4, 4), "the finer codes as grey levels"
+    seen: list[tuple[Tensor, Tensor]] = []
+    images = torch.zeros(5, 3, 8, 8)
+    decoder = pf.autoregressive.load(run, decode=lambda pair: seen.append(pair) or images)
+    assert decoder.sample(5, 1, labels[:5]) is images
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], prior.split(drawn)))
+    with pytest.raises(ValueError, match=r"values must be of shape \(N, 20\), got \(8, 16\)"):
+        model.nll(values[:, :16], labels[32:])
+    with pytest.raises(ValueError, match=r"values must lie in \[0, 6\), got 0 to 6"):
+        model.nll(torch.cat((values[:, :3], values[:, 3:] * 0 + 6), 1), labels[32:])
+    with pytest.raises(ValueError, match="network must be 'gated' for codes of two levels"):
+        train(tmp_path / "masked", codes=str(other), network="masked")
+    with pytest.raises(ValueError, match="top_size is for codes of two levels"):
+        train(tmp_path / "images", data="digits", top_size=2)
+
+
 def test_bad_codes(tmp_path: Path) -> None:
     maps = torch.randint(6, (8, 4, 4))
     cases = {
@@ -196,7 +244,21 @@ def test_bad_codes(tmp_path: Path) -> None:
         "test must be of the shape of train": {"train": maps, "test": maps[:, 1:]},
         "the labels of .*train must be int64 of shape": {"train": maps, "labels_train": maps},
         "`codes` must be at least 2, got ''": {"train": maps, "metadata": {}},
-        "must be square": {"train": maps[:, 1:]},
+        "must be square, got \\(3, 4\\)": {"train": maps[:, 1:]},
+        "must be square, got \\(2, 1\\)": {"train": maps, "train_top": maps[:, :2, :1]},
+        r"train_top must lie in \[0, 6\), got 6 to 6": {
+            "train": maps,
+            "train_top": maps.clone().fill_(6),
+        },
+        "train_top must hold as many maps as .*train, 8, got 7": {
+            "train": maps,
+            "train_top": maps[1:],
+        },
+        "must both have the codes of a top level": {
+            "train": maps,
+            "test": maps,
+            "train_top": maps,
+        },
     }
     for index, (message, content) in enumerate(cases.items()):
         run = codes_run(tmp_path / str(index), **content)
@@ -230,7 +292,7 @@ def test_the_command_line(
     small = [f"--{key}={value}" for key, value in TINY.items()]
     words = ["train", "pixelcnn", "--codes", "vq", "--out", "prior", *small]
     assert cli.main(words) == 0
-    assert "bits/dim on the test codes of vq (16)" in capsys.readouterr().out
+    assert "test split, 16 images: nll" in capsys.readouterr().out
     assert cli.main([*words, "--resume", "--steps", "5"]) == 0
     assert cli.main(["sample", "prior", "--count", "3", "--out", "new.png"]) == 0
     from PIL import Image
