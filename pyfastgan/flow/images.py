@@ -153,6 +153,8 @@ class Glow(_ImageFlow):
         scales: L; by default as many as lead to 4 pixels.
         width: Channels of the networks' hidden layers.
         lu: Of the convolutions.
+        scale: Of the couplings. "sigmoid" is the paper's, whose inverse has no bound: a barely trained model may
+            draw samples that overflow; "softclamp" bounds both directions.
         recompute: Keep one activation a row for the backward pass, however many steps it has.
         levels: Values of a pixel.
         dequantization: "uniform" or "variational".
@@ -167,6 +169,7 @@ class Glow(_ImageFlow):
         scales: int | None = None,
         width: int = 64,
         lu: bool = False,
+        scale: str = "sigmoid",
         recompute: bool = True,
         levels: int = 256,
         dequantization: str = "uniform",
@@ -179,7 +182,10 @@ class Glow(_ImageFlow):
         def row(channels: int) -> list[nn.Module]:
             several = [
                 GlowStep(
-                    channels, ConvNet(channels // 2, channels, width=width, condition=extra), lu=lu
+                    channels,
+                    ConvNet(channels // 2, channels, width=width, condition=extra),
+                    lu=lu,
+                    scale=scale,
                 )
                 for _ in range(steps)
             ]

@@ -72,7 +72,9 @@ def _build(config: FlowConfig) -> Flow:
     if config.flow == "realnvp":
         return ImageRealNVP(shape, **options)
     if config.flow == "glow":
-        return Glow(shape, steps=config.layers, recompute=config.recompute, **options)
+        # Bounded both ways: after a short training the paper's scale draws samples that overflow.
+        options |= {"scale": "softclamp", "recompute": config.recompute}
+        return Glow(shape, steps=config.layers, **options)
     if config.flow == "nsf" and not config.autoregressive:
         splines = {"bins": config.bins, "tail_bound": config.tail_bound}
         return ImageNSF(shape, steps=config.layers, **splines, **options)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ MODELS = {
     "images: glow, lu, stored": (
         pf.flow.Glow,
         IMAGE,
-        {**SMALL, "steps": 1, "lu": True, "recompute": False},
+        {**SMALL, "steps": 1, "lu": True, "recompute": False, "scale": "softclamp"},
     ),
     "images: nsf": (pf.flow.NSF, IMAGE, {**SMALL, "steps": 1, "bins": 4}),
 }
