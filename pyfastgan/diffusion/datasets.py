@@ -48,13 +48,13 @@ def load_data(data: Any, name: str, size: int | None, channels: int | None) -> D
     else:
         dataset = _named(name, size)
     shape = dataset.shape
-    if len(shape) == 1:
+    if len(shape) == 1 and shape[0] > 1:
         return dataset
     colours = (1, 3) if channels is None else (channels,)
     if len(shape) != 3 or shape[0] not in colours or {*shape[1:]} != {size or shape[1]}:
         sizes = "H, H" if size is None else f"{size}, {size}"
         raise ValueError(
-            f"data must be points (dim,) or images of shape ({' or '.join(map(str, colours))}, {sizes}),"
+            f"data must be points (dim,) with dim > 1, or images of shape ({' or '.join(map(str, colours))}, {sizes}),"
             f" got items of shape {shape}; the configuration's channels and image_size say what is expected"
         )
     return dataset

@@ -74,13 +74,19 @@ def test_reconstruction_is_exact(tmp_path):
 
 
 def test_a_profile_between_snapshots_is_near():
-    """Of eight snapshots less than a fiftieth of the profile is missed."""
-    stored = [(width, 125 * k) for k in range(1, 9) for width in WIDTHS.values()]
-    columns = np.stack([profile(*pair, 1000) for pair in stored], 1)
-    for width in (0.06, 0.08, 0.15):
+    """What is missed of a profile falls with the snapshots: eight miss up to 8%, for widths between the stored ones 2%;
+    32 miss less than 1%."""
+
+    def missed(width, count):
+        stored = [(w, 1000 * k // count) for k in range(1, count + 1) for w in WIDTHS.values()]
+        columns = np.stack([profile(*pair, 1000) for pair in stored], 1)
         wanted = profile(width, 1000, 1000)
-        missed = columns @ combination(stored, width, 1000) - wanted
-        assert np.linalg.norm(missed) < 0.02 * np.linalg.norm(wanted)
+        found = columns @ combination(stored, width, 1000)
+        return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+    for width in (0.06, 0.08, 0.15, 0.2):
+        assert missed(width, 32) < 0.01
+        assert missed(width, 8) < (0.02 if width < 0.1 else 0.08)
 
 
 def test_what_is_refused(tmp_path):
