@@ -74,9 +74,11 @@ def nflows_others():
 
 def nflows_images():
     t = nflows.transforms
+    turned = t.OneByOneConvolution(4, identity_init=False)
+    turned.permutation._permutation.copy_(torch.tensor([1, 2, 3, 0]))  # not its own inverse
     transform = t.CompositeTransform(
         [
-            t.OneByOneConvolution(4, identity_init=False),
+            turned,
             t.PiecewiseRationalQuadraticCouplingTransform(
                 mask(0, 4),
                 lambda i, o: ConvResidualNet(i, o, hidden_channels=8, num_blocks=1),
