@@ -156,13 +156,13 @@ SCHEDULERS = {
 }
 
 
-def scheduler(name):
-    """`add_noise` at 16 levels and a step in the middle of 20, which the library has to be taken back to."""
-    x, prediction, noise = torch.randn(3, 16, 3, 64, 64)
+def scheduler(name, images):
+    """`add_noise`, a level an image, and a step in the middle of 20, which a scheduler has to be taken back to."""
+    x, prediction, noise = torch.randn(3, images, 3, 64, 64)
 
     def make(m):
         flow = name == "flow matching"
-        levels = torch.randint(0, 1000, (16,))
+        levels = torch.randint(0, 1000, (images,))
         if name in ("Euler", "DPM-Solver++ 2M", "flow matching"):
             levels = m.timesteps[levels]
         trained = copy.copy(m)
@@ -232,12 +232,13 @@ ROWS = {
     "VectorQuantize training forward": ("16384 x 512 x 64", codebook, "nearest_code"),
     "DCGAN tutorial step": ("64 px, batch 64", dcgan, "norm_act"),
     **{
-        f"diffusers {name} step + add_noise": (
-            "16,3,64,64",
-            lambda name=name: scheduler(name),
+        f"diffusers {name} step + add_noise, {images} images": (
+            f"{images},3,64,64",
+            lambda name=name, images=images: scheduler(name, images),
             "denoise_step",
         )
         for name in SCHEDULERS
+        for images in (16, 64)
     },
 }
 

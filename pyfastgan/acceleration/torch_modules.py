@@ -131,6 +131,7 @@ def _compute(run: _Run, x: Tensor, last: bool) -> Tensor:
     if last and not (isinstance(conv, nn.Conv2d) and conv.in_channels <= 4):
         x = x.contiguous(memory_format=torch.channels_last)
     if isinstance(norm, nn.BatchNorm2d) and norm.training:
+        assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
     act: dict[str, Any] = {"act": run.act, "slope": run.slope}
     if conv is None:
