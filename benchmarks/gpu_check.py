@@ -243,7 +243,15 @@ def measure(row: Any, device: str, with_compile: bool, rates: dict[str, float]) 
             calls.setdefault("compile", torch.compile(calls["eager"]))
     names = [n for n in made[0] if with_compile or n != "compile"]
     calls = {name: rotated([m[name] for m in made]) for name in names}
-    first = {name: turn(call, 1, device) for name, call in calls.items()}
+    first, fails = {}, {}
+    for name in names:
+        try:
+            first[name] = turn(calls[name], 1, device)
+        except Exception as error:  # torch.compile has no second order, and cdist no half types
+            if name == "ours":
+                raise
+            fails[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            del calls[name]
     for call in calls.values():
         turn(call, copies, device)
     once = {name: min(turn(call, 1, device) for _ in range(3)) for name, call in calls.items()}
@@ -261,6 +269,7 @@ def measure(row: Any, device: str, with_compile: bool, rates: dict[str, float]) 
         "over_ours": {name: value / seconds["ours"] for name, value in seconds.items()},
         "of_limit": limit / seconds["ours"],
         "first": first,
+        "fails": fails,
     }
 
 

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const T* x, const T* para
 // dx may be null.
 template <class T, int C>
 __global__ void __launch_bounds__(kThreads, 2) backward(const Computed<T>* dnll, const T* x, const T* params,
-                                                         const Computed<T>* sums, T* dx, T* dparams, Pixels p) {
+                                                        const Computed<T>* sums, T* dx, T* dparams, Pixels p) {
     using V = Computed<T>;
     for (int64_t item = first_item(); item < p.samples * p.pixels; item += item_stride()) {
         V value[C], slope[C];

@@ -276,8 +276,8 @@ def test_couplings_of_parts_of_a_tensor():
 
 @pytest.mark.parametrize("scale", [1e-9, 0.3, 1.0, 3.0, 1e9])
 def test_arctangents(scale):
-    """Through the soft clamp, whose logarithm is its multiple."""
-    for dtype, error in ((torch.float32, 3e-7), (torch.float64, 1e-15)):
+    """Through the soft clamp, whose logarithm is its multiple: to some four roundings."""
+    for dtype, error in ((torch.float32, 5e-7), (torch.float64, 2e-15)):
         raw = T((400, 1), scale=scale).make(dtype, "cpu")
         zeros = torch.zeros_like(raw)
         _, logdet = ops()["affine_coupling"].function(

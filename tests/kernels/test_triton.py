@@ -109,7 +109,11 @@ def test_compiling_ahead_of_time(tmp_path):
         # Another version of Triton may spill a few bytes where this one spills none.
         assert k["STACK"] + k["LOCAL"] <= 16, k
         module, kernel = k["kernel"].split(":")
-        # A product's sums live in registers: there a multiprocessor has one block.
-        assert k["REG"] <= (255 if module == "nearest_code" else 128), k
-        if kernel in PASSES and "odd" not in k["label"]:
+        # A product's sums live in registers: there a multiprocessor has one block. Norms keep many numbers, and have
+        # three blocks at least.
+        most = {"nearest_code": 255, "norm_act": 168}.get(module, 128)
+        assert k["REG"] <= most, k
+        # Of a norm's tile of float64 a thread has one number.
+        alone = module == "norm_act" and "float64" in k["label"]
+        if kernel in PASSES and "odd" not in k["label"] and not alone:
             assert k["vectors"] >= 2, k
