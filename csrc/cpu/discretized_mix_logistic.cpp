@@ -9,14 +9,8 @@
 
 namespace PF_NAMESPACE {
 // Before the formulas, which do not find functions of built-in vectors later.
-PF_FN vdouble log_positive(vdouble x) {
-    return each_lane(x, [](double v) { return ::log(v); });
-}
-PF_FN vdouble log_bin_factor(vdouble h, vdouble, vdouble log_double) {
-    return each_lane(h, [](double v) { return ::log(-::expm1(-2.0 * v)); }) - log_double;
-}
-PF_FN vdouble bin_slope(vdouble h, vdouble) {
-    return each_lane(h, [](double v) { return v < 1e-8 ? 1.0 - v : 2.0 * v / ::expm1(2.0 * v); });
+PF_FN vdouble sinh_ratio(vdouble h) {
+    return each_lane(h, [](double v) { return v < 1e-8 ? 1.0 : ::sinh(v) / v; });
 }
 }  // namespace PF_NAMESPACE
 

@@ -10,7 +10,6 @@
 namespace PF_NAMESPACE {
 // Before the formulas, which do not find functions of built-in vector types later.
 PF_FN vdouble scaled_tail(vdouble q);
-PF_FN vdouble log_positive(vdouble x);
 PF_FN vdouble decay_residual(vdouble r, vdouble decayed);
 }  // namespace PF_NAMESPACE
 
@@ -20,9 +19,6 @@ namespace PF_NAMESPACE {
 
 PF_FN vdouble scaled_tail(vdouble q) {
     return each_lane(q, [](double v) { return scaled_tail(v); });
-}
-PF_FN vdouble log_positive(vdouble x) {
-    return each_lane(x, [](double v) { return log_positive(v); });
 }
 PF_FN vdouble decay_residual(vdouble r, vdouble) {
     return each_lane(r, [](double v) { return decay_residual(v, 0.0); });

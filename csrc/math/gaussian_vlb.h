@@ -36,16 +36,6 @@ PF_FN double scaled_tail(double q) {
     return kInvSqrt2Pi / q * (1 - s * (1 - s * (3 - s * (15 - s * (105 - 945 * s)))));
 }
 
-// ln x for x > 0; some finite number for 0.
-template <class V>
-PF_FN V log_positive(V x) {
-    const auto exponent = (as_bits(x) - 0x3f3504f3) >> 23;
-    const V mantissa = from_bits(as_bits(x) - (exponent << 23)) - 1.0f;
-    const V e = to_float(exponent);
-    return e * kLn2High + (e * kLn2Low + log1p_near_zero(mantissa));
-}
-PF_FN double log_positive(double x) { return ::log(x); }
-
 // exp(-r) - 1 + r without cancellation near 0, where `decayed` is exp(-r).
 template <class V>
 PF_FN V decay_residual(V r, V decayed) {
@@ -94,7 +84,7 @@ PF_FN VlbTerm<V> discretised(V x, V mean, V log_variance, Scalar<V> half) {
     const V inside = one - density * (tail + below);
     const V outside = tail - below;
     const auto straddles = upper > S(0);
-    V log_p = select(straddles, log_positive(inside), log_positive(outside) - S(0.5) * q * q);
+    V log_p = select(straddles, logarithm(inside), logarithm(outside) - S(0.5) * q * q);
     const V at_upper = S(kInvSqrt2Pi) * select(straddles, density / inside, one / outside);
     V by_u = at_upper - at_upper * ratio, by_d = at_upper + at_upper * ratio;
 
@@ -108,7 +98,7 @@ PF_FN VlbTerm<V> discretised(V x, V mean, V log_variance, Scalar<V> half) {
     constexpr S kNarrow = sizeof(S) == 8 ? S(0.01) : S(0.25);
     const V width = select(d > S(0), d, one);
     const auto narrow = d * (one + absolute(u)) < select(highest, zero, select(lowest, zero, splat<V>(kNarrow)));
-    log_p = select(narrow, log_positive(S(2 * kInvSqrt2Pi) * d * sum) - S(0.5) * m, log_p);
+    log_p = select(narrow, logarithm(S(2 * kInvSqrt2Pi) * d * sum) - S(0.5) * m, log_p);
     by_u = select(narrow, sum_u / sum - u, by_u);
     by_d = select(narrow, one / width + sum_d / sum, by_d);
     return {-log_p, turn * inverse * by_u, S(0.5) * (u * by_u + d * by_d)};

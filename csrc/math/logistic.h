@@ -2,9 +2,12 @@
 // around x, where the first bin of [-1, 1] reaches down to minus infinity and the last one up to infinity
 // (Salimans et al. 2017, "PixelCNN++", equation 2).
 //
-// With mid = (x - m) / s, h = 1 / (255 s), a = mid + h and b = mid - h the mass is
-//     sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(-2h)),
-// of which every factor is positive and none cancels: its logarithm is right also far in the tails.
+// With mid = (x - m) / s and h = 1 / (255 s) the mass is sigma(mid + h) - sigma(mid - h). In |mid|, with E =
+// exp(-|mid|) and q = exp(-h), it is
+//     2h E (sinh(h) / h) / ((1 + E q) (1 + E / q)),
+// of which every factor is positive and none cancels: its logarithm is right also far in the tails. The two factors of
+// the denominator belong to the outer and to the inner edge of the bin, seen from the mean; at an end of the range one
+// of the edges is at infinity.
 #pragma once
 
 #include "elementary.h"
@@ -21,50 +24,27 @@ namespace PF_NAMESPACE {
 #endif
 
 constexpr double kHalfBin = 1.0 / 255.0;
-constexpr double kLogBin = -4.8481164219183;  // ln(2 / 255)
+constexpr double kLogBin = -4.848116364598481;  // ln(2 / 255)
 constexpr double kLeastLogScale = -7.0;
 
-// ln x for normal positive x.
+// sinh(h) / h for h from 0 to 1 / (255 exp(kLeastLogScale)) = 4.3006, by a minimax polynomial in h^2 whose coefficients
+// are all positive.
 template <class V>
-PF_FN V log_positive(V x) {
-    const auto exponent = (as_bits(x) - 0x3f3504f3) >> 23;
-    const V f = from_bits(as_bits(x) - (exponent << 23)) - 1.0f;
-    const V e = to_float(exponent);
-    // Infinity and NaN stay what they are.
-    return select(x < 3.0e38f, e * kLn2High + (e * kLn2Low + log1p_near_zero(f)), x);
+PF_FN V sinh_ratio(V h) {
+    return polynomial(h * h, 1.0f, 1.6666652e-01f, 8.3335219e-03f, 1.9833486e-04f, 2.7698663e-06f, 2.3800309e-08f,
+                      2.1286307e-10f);
 }
-
-PF_FN double log_positive(double x) { return ::log(x); }
-
-// ln(1 - exp(-2h)) - ln(2h) and 2h / (exp(2h) - 1), for h > 0. exp(-2h) is `decay`.
-template <class V>
-PF_FN V log_bin_factor(V h, V decay, V log_double) {
-    const V u = h * h;
-    const V series =
-        u * polynomial(u, 1.6666667e-01f, -5.5555556e-03f, 3.5273369e-04f, -2.6455026e-05f, 2.1377799e-06f) - h;
-    const V large = select(h < 0.62f, splat<V>(0.0f), -decay);
-    return select(h < 0.62f, series, log1p_near_zero(large) - log_double);
-}
-template <class V>
-PF_FN V bin_slope(V h, V decay) {
-    const V u = h * h;
-    const V series = 1.0f - h +
-                     u * polynomial(u, 3.3333333e-01f, -2.2222222e-02f, 2.1164021e-03f, -2.1164021e-04f, 2.1377799e-05f,
-                                    -2.1644043e-06f);
-    return select(h < 0.62f, series, 2.0f * h * decay / (1.0f - decay));
-}
-
-PF_FN double log_bin_factor(double h, double, double log_double) { return ::log(-::expm1(-2.0 * h)) - log_double; }
-PF_FN double bin_slope(double h, double) { return h < 1e-8 ? 1.0 - h : 2.0 * h / ::expm1(2.0 * h); }
+PF_FN double sinh_ratio(double h) { return h < 1e-8 ? 1.0 : ::sinh(h) / h; }
 
 // One bin of one logistic. low and high: whether x is the first or the last value.
 template <class V>
 struct Bin {
-    V inverse;      // 1 / s
-    V log_rest;     // the logarithm of the mass is log_rest - ln(product)
-    V product;      // (1 + exp(-|a|)) (1 + exp(-|b|)), in [1, 4]
-    V slope_mid;    // d log mass / d mid
-    V slope_scale;  // -d log mass / d ln s
+    V inverse;             // 1 / s
+    V log_rest;            // the logarithm of the mass is log_rest + ln(numerator / denominator)
+    V numerator;           // from 1 to 8.6
+    V denominator;         // from 1 to 150
+    V slope_mid;           // d log mass / d mid
+    V slope_scale;         // -d log mass / d ln s
 };
 
 template <class V, class M>
@@ -72,26 +52,27 @@ PF_FN Bin<V> logistic_bin(V centered, V log_scale, M low, M high) {
     using S = Scalar<V>;
     const V zero = splat<V>(0), one = splat<V>(1);
     const V inverse = exponential(-log_scale);
-    const V mid = centered * inverse, h = S(kHalfBin) * inverse;
-    const V a = mid + h, b = mid - h;
-    const V ea = exponential(-absolute(a)), eb = exponential(-absolute(b));
-    const V decay = exponential(S(-2) * h);
-    const V log_double = S(kLogBin) - log_scale;
-    // ln sigma(a) = min(a, 0) - ln(1 + ea), absent in the last bin; ln sigma(-b) = -max(b, 0) - ln(1 + eb), absent in
-    // the first.
-    const V left = select(high, zero, select(a < S(0), a, zero));
-    const V right = select(low, zero, select(b > S(0), b, zero));
-    const V middle = select(low, zero, select(high, zero, log_double + log_bin_factor(h, decay, log_double)));
+    const V mid = centered * inverse, h = S(kHalfBin) * inverse, distance = absolute(mid);
+    const M below = mid < S(0), above = mid >= S(0);
+    const M no_outer = (below & low) | (above & high), no_inner = (below & high) | (above & low);
+    const V e = exponential(-distance), q = exponential(-h), sinh_h = sinh_ratio(h);
+    const V p = q + S(2) * h * sinh_h;  // exp(h)
+    const V o = select(no_outer, zero, e * q), i = select(no_inner, zero, e * p);
+    const V outer = one + o, inner = one + i;
+    const V log_double = S(kLogBin) - log_scale;  // ln 2h
     Bin<V> bin;
     bin.inverse = inverse;
-    bin.log_rest = left - right + middle;
-    const V da = one + ea, db = one + eb;
-    bin.product = select(high, one, da) * select(low, one, db);
-    const V above = select(high, zero, select(a < S(0), one, ea) / da);  // sigma(-a)
-    const V below = select(low, zero, select(b < S(0), eb, one) / db);   // sigma(b)
-    const V width = select(low, zero, select(high, zero, bin_slope(h, decay)));
-    bin.slope_mid = above - below;
-    bin.slope_scale = mid * bin.slope_mid + h * (above + below) + width;
+    bin.log_rest = select(no_inner, zero, select(no_outer, h, log_double) - distance);
+    bin.numerator = select(no_inner, one, select(no_outer, one, sinh_h));
+    bin.denominator = outer * inner;
+    const V r = one / (bin.denominator * sinh_h);
+    const V scaled = r * sinh_h;
+    const V of_outer = o * inner * scaled;                          // the logistic beyond the outer edge
+    const V of_inner = select(no_inner, zero, outer * scaled);      // and what is within the inner one
+    const V width = select(no_inner, zero, select(no_outer, zero, q * bin.denominator * r));  // 2h / (exp(2h) - 1)
+    const V apart = of_outer - of_inner;
+    bin.slope_mid = select(below, -apart, apart);
+    bin.slope_scale = distance * apart + h * (of_outer + of_inner) + width;
     return bin;
 }
 
@@ -106,7 +87,7 @@ struct Component {
     template <class M>
     PF_FN V apply(const V* x, const M* low, const M* high) {
         using S = Scalar<V>;
-        V rest = logit, product = splat<V>(1);
+        V rest = logit, numerator = splat<V>(1), denominator = splat<V>(1);
         PF_UNROLL_CHANNELS
         for (int c = 0; c < C; ++c) {
             V m = mean[c];
@@ -118,9 +99,10 @@ struct Component {
             const V s = select(log_scale[c] < S(kLeastLogScale), splat<V>(S(kLeastLogScale)), log_scale[c]);
             bin[c] = logistic_bin(x[c] - m, s, low[c], high[c]);
             rest = rest + bin[c].log_rest;
-            product = product * bin[c].product;
+            numerator = numerator * bin[c].numerator;
+            denominator = denominator * bin[c].denominator;
         }
-        return rest - log_positive(product);
+        return rest + logarithm(numerator / denominator);
     }
 
     // After apply: turns the parameters into their gradients, for the cotangents of the mass and of the logit, and adds
@@ -167,7 +149,7 @@ struct LogSum {
         sum = select(apart > S(0), sum * e + S(1), sum + e);
         most = select(apart > S(0), v, most);
     }
-    PF_FN V value() const { return most + log_positive(sum); }
+    PF_FN V value() const { return most + logarithm(sum); }
 };
 
 }  // namespace PF_NAMESPACE

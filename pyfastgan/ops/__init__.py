@@ -11,7 +11,7 @@ from .bias_act import bias_act
 from .conv_transpose_act import conv_transpose_act
 from .denoise_step import denoise_step
 from .diffuse import diffuse
-from .discretized_mix_logistic import discretized_mix_logistic, sample_discretized_mix_logistic
+from .discretized_mix_logistic import discretized_mix_logistic
 from .edge_conv import edge_conv, edge_conv_transpose
 from .gaussian_nll import gaussian_nll
 from .gaussian_vlb import gaussian_vlb
@@ -20,6 +20,7 @@ from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
 from .rational_quadratic_spline import rational_quadratic_spline
 from .reparameterize import reparameterize
+from .sample_discretized_mix_logistic import sample_discretized_mix_logistic
 
 __all__ = [
     "affine_coupling",

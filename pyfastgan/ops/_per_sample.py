@@ -31,6 +31,9 @@ class PerSample:
         inputs: the names of the tensors, (N, ...) all of one shape and dtype.
         loss: of each element, from the inputs in the type that is computed in.
         slopes: its derivatives by each input.
+        plain: the op by torch's own operations, where these are sooner back on a CPU: with a gradient to
+            come, up to `small` elements.
+        small: see there.
     """
 
     def __init__(
@@ -39,8 +42,12 @@ class PerSample:
         inputs: tuple[str, ...],
         loss: Callable[..., Tensor],
         slopes: Callable[..., tuple[Tensor, ...]],
+        *,
+        plain: Callable[..., Tensor] | None = None,
+        small: int = 0,
     ) -> None:
         self.name, self.inputs, self._loss, self._slopes = name, inputs, loss, slopes
+        self._plain, self._small = plain, small
         tensors = ", ".join(f"Tensor {x}" for x in inputs)
         self.forward = Kernel(
             f"{name}({tensors}) -> Tensor",
@@ -72,8 +79,20 @@ class PerSample:
         if forward_mode():
             return self.reference(*tensors)
         if needs_grad(*tensors):
+            if self._plain is not None and self._is_small(first):
+                return self._plain(*tensors)
             return apply(_Function, self.name, *tensors)
         return self.forward(*tensors)
+
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether torch's own operations serve, where the choice is ours."""
+        return (
+            x.device.type == "cpu"
+            and x.numel() <= self._small
+            and _backends.choice.name == "auto"
+            and x.dtype in (torch.float32, torch.float64)
+            and not torch.compiler.is_compiling()
+        )
 
     def reference(self, *tensors: Tensor) -> Tensor:
         """In plain PyTorch, differentiable by autograd any number of times."""

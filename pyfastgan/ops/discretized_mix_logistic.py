@@ -45,7 +45,6 @@ from ._common import (
     under_autocast,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
-from .random import random_uniform
 
 _HALF_BIN = 1 / 255
 _LEAST_LOG_SCALE = -7.0
@@ -56,7 +55,7 @@ def _planes(channels: int) -> int:
     return 10 if channels == 3 else 3
 
 
-def _split(params: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def split_parameters(params: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """logits (N, M, ...); means, log-scales and coefficients (N, C, M, ...)."""
     mixtures = params.size(1) // _planes(channels)
     logits, rest = params[:, :mixtures], params[:, mixtures:]
@@ -97,7 +96,7 @@ def _sums_formula(x: Tensor, params: Tensor) -> Tensor:
     """(N, 2, ...): for each pixel ln sum exp of the logits, and of logits plus log-masses."""
     dtype = accumulation(x.dtype)
     value, params = x.to(dtype)[:, :, None], params.to(dtype)
-    logits, means, log_scales, c = _split(params, x.size(1))
+    logits, means, log_scales, c = split_parameters(params, x.size(1))
     middle, half, _ = _standardised(value, means, log_scales, c)
     mass = _log_masses(value, middle, half, log_scales).sum(1)
     return torch.stack((logits.logsumexp(1), (logits + mass).logsumexp(1)), 1)
@@ -123,7 +122,7 @@ def _backward_reference(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation(x.dtype)
     value, wide = x.to(dtype)[:, :, None], params.to(dtype)
-    logits, means, log_scales, c = _split(wide, x.size(1))
+    logits, means, log_scales, c = split_parameters(wide, x.size(1))
     middle, half, inverse = _standardised(value, means, log_scales, c)
     low, high = value < -0.999, value > 0.999
     above = torch.sigmoid(-middle - half).masked_fill(high, 0)
@@ -288,7 +287,7 @@ class _MixLogisticBackward(torch.autograd.Function):
         )
 
 
-def _check_params(params: Tensor, channels: int) -> None:
+def check_parameters(params: Tensor, channels: int) -> None:
     check_float("params", params)
     planes = _planes(channels)
     if params.dim() < 2 or params.size(1) == 0 or params.size(1) % planes:
@@ -302,7 +301,7 @@ def _check(x: Tensor, params: Tensor) -> None:
     check_float("x", x)
     if x.dim() < 2 or x.size(1) not in (1, 3):
         raise ValueError(f"x must have shape (N, 1 or 3, ...), got {tuple(x.shape)}")
-    _check_params(params, x.size(1))
+    check_parameters(params, x.size(1))
     if params.size(0) != x.size(0) or params.shape[2:] != x.shape[2:]:
         raise ValueError(
             f"params must have x's samples and pixels, {tuple(x.shape)}, got {tuple(params.shape)}"
@@ -338,71 +337,6 @@ def discretized_mix_logistic(x: Tensor, params: Tensor) -> Tensor:
     if needs_grad(x, params):
         return apply(_MixLogistic, x, params)[0]
     return _forward(x, params)[0]
-
-
-def sample_discretized_mix_logistic(
-    params: Tensor,
-    channels: int = 3,
-    seed: int | Tensor | None = None,
-    *,
-    stream: int = 0,
-    sample_offset: int = 0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Images drawn from the very distribution that `discretized_mix_logistic` measures.
-
-    Args:
-        params: (N, 10 M, ...) for three channels, (N, 3 M, ...) for one.
-        channels: 1 or 3.
-        seed: a number, an int64 tensor with one number, or with one for each sample. None draws one
-            from torch's generator, without a host sync.
-        stream: separates uses under one seed; 0 to 2^32 - 1.
-        sample_offset: the number of the first sample.
-        generator: the torch generator that a missing seed is drawn from.
-
-    Returns:
-        (N, channels, ...) of params' dtype, one of the 256 values (k / 127.5) - 1 each: the logistic
-        number is rounded to its bin, also before it shifts the means of later channels.
-
-    Raises:
-        TypeError, ValueError: an argument has a wrong type, shape or value; the message names it.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}")
-    _check_params(params, channels)
-    dtype = accumulation(params.dtype)
-    logits, means, log_scales, coefficients = _split(params.to(dtype), channels)
-    rows, mixtures, *pixels = logits.shape
-    uniform = random_uniform(
-        (rows, mixtures + channels, *pixels),
-        seed,
-        stream=stream,
-        sample_offset=sample_offset,
-        generator=generator,
-        dtype=dtype,
-        device=params.device,
-    )
-    # The largest of logits with Gumbel noise is one drawn from their softmax.
-    chosen = (logits - torch.log(-torch.log(uniform[:, :mixtures]))).argmax(1, keepdim=True)
-
-    index = chosen[:, None].expand(-1, channels, *[-1] * (logits.dim() - 1))
-
-    def of_chosen(parameters: Tensor) -> Tensor:
-        return parameters.gather(2, index)[:, :, 0]
-
-    noise = torch.log(uniform[:, mixtures:]) - torch.log1p(-uniform[:, mixtures:])
-    drawn = of_chosen(means) + torch.exp(of_chosen(log_scales)) * noise
-    values: list[Tensor] = []
-    for channel in range(channels):
-        value = drawn[:, channel]
-        if coefficients is not None and channel:
-            c = of_chosen(coefficients)
-            value = value + (
-                c[:, 0] * values[0] if channel == 1 else c[:, 1] * values[0] + c[:, 2] * values[1]
-            )
-        level = torch.round((value + 1) * 127.5).clamp(0, 255)
-        values.append(level / 127.5 - 1)
-    return torch.stack(values, 1).to(params.dtype)
 
 
 def _levels(x: Tensor) -> Tensor:
@@ -457,7 +391,7 @@ def _bad_calls() -> tuple[BadCall, ...]:
 
 def _published(x: Tensor, params: Tensor) -> Tensor:
     """As the code of the paper and its many ports write it."""
-    logits, means, log_scales, c = _split(params, 3)
+    logits, means, log_scales, c = split_parameters(params, 3)
     assert c is not None
     value = x[:, :, None]
     m2 = means[:, 1] + c[:, 0] * value[:, 0]

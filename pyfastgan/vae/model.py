@@ -146,7 +146,7 @@ class VAE(nn.Module):
             device=images.device,
         )
         if self.likelihood == "bernoulli":
-            return (2 * u - 1 < images).to(images.dtype)
+            return torch.lt(u.mul_(2).sub_(1), images).to(images.dtype)
         return images + BYTE * (u - 0.5)
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ class VAESystem:
 
     def __init__(self, config: VAEConfig, train: ImageSet, test: ImageSet | None) -> None:
         self.config, self.train, self.test = config, train, test
-        model = build(config)
+        self.model = model = build(config)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
@@ -77,7 +77,8 @@ class VAESystem:
         # Keyed by the step and the place in the global batch, so that noise depends neither on
         # where a run was interrupted nor on the number of ranks.
         place = {"seed": config.seed, "sample_offset": fabric.global_rank * len(images)}
-        x = model.observe(images, stream=2 * step, **place)  # type: ignore[operator]
+        # Not by Fabric's wrapper, which takes longer over the call than the observation takes.
+        x = self.model.observe(images, stream=2 * step, **place)  # type: ignore[arg-type]
         place["stream"] = 2 * step + 1
         if config.importance_samples > 1:
             terms = model(x, labels, samples=config.importance_samples, **place)

@@ -1,9 +1,12 @@
 """Bernoulli likelihoods against torch's distribution, and with extreme logits."""
 
+import pytest
 import torch
 from torch.distributions import Bernoulli
 
 import pyfastgan as pf
+from pyfastgan.ops._registry import ops
+from pyfastgan.testing import backends
 
 
 def test_against_the_distribution():
@@ -14,9 +17,35 @@ def test_against_the_distribution():
     torch.testing.assert_close(pf.ops.bernoulli_nll(x, logits), expected)
 
 
-def test_extreme_logits():
+@pytest.mark.parametrize("backend", ["auto", *backends(ops()["bernoulli_nll"])])
+def test_extreme_logits(backend):
     """A sure and right answer costs nothing, a sure and wrong one its logit."""
+    with pf.use_backend(backend):
+        check_extreme_logits()
+
+
+def check_extreme_logits():
     logits = torch.tensor([[1e4], [-1e4], [1e4], [-1e4]], requires_grad=True)
     nll = pf.ops.bernoulli_nll(torch.tensor([[1.0], [0.0], [0.0], [1.0]]), logits)
     assert nll.tolist() == [0, 0, 1e4, 1e4]
     assert torch.autograd.grad(nll.sum(), logits)[0].flatten().tolist() == [0, 0, 1, -1]
+
+
+def test_small_tensors_give_what_large_ones_do():
+    """Torch's own operations serve them; values, both gradients and the second derivative are the same."""
+    generator = torch.Generator().manual_seed(1)
+    x, logits = (torch.rand(3, 2, 5, generator=generator).double() for _ in range(2))
+    x, logits = x.requires_grad_(), (20 * logits - 10).requires_grad_()
+
+    def derivatives():
+        nll = pf.ops.bernoulli_nll(x, logits)
+        first = torch.autograd.grad(nll.square().sum(), (x, logits), create_graph=True)
+        return nll, *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), (x, logits))
+
+    with pf.use_backend("auto"):
+        small = derivatives()
+    with pf.use_backend("reference"):
+        large = derivatives()
+    for a, b in zip(small, large, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert pf.ops.bernoulli_nll(torch.ones(4), torch.ones(4, requires_grad=True)).shape == (4,)

@@ -187,3 +187,15 @@ def test_wrong_arguments() -> None:
         encoder("conv", (1, 18, 18), 2, 4)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 0 to 2"):
         model(x, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_images_out_of_range(likelihood: str) -> None:
+    model = VAE(nn.Flatten(), nn.Flatten(), latent_dim=2, likelihood=likelihood)
+    images = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
+    assert model.observe(images, 0).shape == images.shape
+    for bad in (images * 255, images * math.nan):
+        with pytest.raises(
+            ValueError, match=r"images must lie in \[-1, 1\], got (-255 to 255|nan)"
+        ):
+            model.observe(bad, 0)

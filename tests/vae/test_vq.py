@@ -140,6 +140,12 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         model(width=0)
     with pytest.raises(ValueError, match=r"images must be of shape \(N, 3, 16, 24\)"):
         model()(torch.zeros(2, 1, 16, 24))
+    for bad in (
+        torch.linspace(0, 255, 1152).view(1, 3, 16, 24),
+        torch.full((1, 3, 16, 24), math.nan),
+    ):
+        with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got (0 to 255|nan)"):
+            model()(bad)
     with pytest.raises(ValueError, match=r"codes must be of shape \(N, 4, 6\)"):
         model().decode(torch.zeros(2, 6, 4).long())
     with pytest.raises(TypeError, match="codes must be int64"):
