@@ -359,7 +359,7 @@ def test_labels_out_of_range_and_other_bad_input(tmp_path: Path) -> None:
         generator.sample(2, truncation=-0.5)
     with pytest.raises(ValueError, match="latent_dim must be a multiple of 3"):
         big_generator(latent_dim=7)
-    with pytest.raises(ValueError, match="image_size must be one of 16, 32, .* got 24"):
+    with pytest.raises(ValueError, match=r"image_size must be one of 16, 32, .* got 24"):
         big_generator(image_size=24)
     for changes, says in (
         ({"conditioning": "concat"}, "conditioning of biggan must be projection"),
