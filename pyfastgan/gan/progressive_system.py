@@ -221,7 +221,8 @@ class ProgressiveGAN:
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
         """Save `interpolation.png`, on each row the way from one image to another."""
         generator = networks["generator"]
-        ends = generator.latents(2 * _ROWS, self.config.seed)  # type: ignore[operator]
+        assert isinstance(generator, GrowingGenerator)
+        ends = generator.latents(2 * _ROWS, self.config.seed)
         walks = interpolate(ends[:_ROWS], ends[_ROWS:], _COLUMNS)
         with torch.no_grad():
             images = generator(walks.flatten(0, 1))
