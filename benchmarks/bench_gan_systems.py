@@ -260,7 +260,7 @@ SIZES = {
     "cgan": "digits 16 px, width 32, batch 64",
     "pix2pix": "edges2photos 32 px, width 32, batch 16",
     "cyclegan": "digits2bold 32 px, width 16, batch 4",
-    "progan": "digits 32 px, width 64, batch 64",
+    "progan": "digits 16 px, width 32, batch 32",
     "biggan": "digits 16 px, width 16, batch 64, two steps",
 }
 
