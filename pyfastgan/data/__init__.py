@@ -109,7 +109,7 @@ def has_splits(name: str) -> bool:
     return kind in (*BUILT_IN, "mnist", "cifar10", "cifar100", "stacked-mnist")
 
 
-def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | PairData | UnpairedData:
+def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | Any:
     """Load data by name, or wrap the caller's own.
 
     Args:

@@ -140,11 +140,11 @@ def load_pairs(where: str, *, size: int | None = None, split: str = "train") -> 
     folders = _two_folders("pairs", where, split)
     found = [_by_stem(folder) for folder in folders]
     missing = []
-    for mine, theirs in ((0, 1), (1, 0)):
-        for stem, path in found[mine].items():
-            if stem not in found[theirs]:
-                name = path.relative_to(folders[mine].parent)
-                missing.append(f"{name} (nothing in {folders[theirs].name})")
+    for here, there in ((0, 1), (1, 0)):
+        for stem, path in found[here].items():
+            if stem not in found[there]:
+                name = path.relative_to(folders[here].parent)
+                missing.append(f"{name} (nothing in {folders[there].name})")
     if missing:
         more = len(missing) - _NAMED
         named = ", ".join(missing[:_NAMED]) + (f" and {more} more" if more > 0 else "")

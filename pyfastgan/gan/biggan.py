@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         # Written out: torch's fused attention cannot be differentiated twice, as penalties need.
         share = torch.softmax(query.mT @ key, 2)
         seen = (value @ share.mT).unflatten(2, x.shape[2:])
-        return torch.addcmul(x, self.gamma, self.out(seen))
+        return x + self.gamma * self.out(seen)
 
 
 class ConditionalNorm(nn.Module):
@@ -76,7 +76,7 @@ class ConditionalNorm(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         gain, bias = (1 + self.gain(condition)), self.bias(condition)
-        return torch.addcmul(bias[..., None, None], self.norm(x), gain[..., None, None]).relu()
+        return (self.norm(x) * gain[..., None, None] + bias[..., None, None]).relu()
 
 
 class UpBlock(nn.Module):

@@ -114,7 +114,7 @@ class ConditionalDiscriminator(nn.Module):
         plain = Discriminator(image_size, channels=seen, width=width, norm=norm)
         *features, score = plain.main
         self.features, self.score = FusedSequential(*features), score
-        last = score.conv.in_channels
+        last: int = score.conv.in_channels  # type: ignore[union-attr, assignment]
         if conditioning == "projection":
             self.embed = nn.Embedding(classes, last)
             nn.init.normal_(self.embed.weight, 0.0, 0.02)

@@ -122,8 +122,8 @@ class GrowingGenerator(nn.Module):
             if k == level - 1 and alpha < 1:
                 smaller = _doubled(self.to_image[k](x))
             x = _doubled(x)
-            for conv in self.blocks[k]:  # type: ignore[union-attr]
-                x = pixel_norm(conv(x))
+            first, second = self.blocks[k].children()
+            x = pixel_norm(second(pixel_norm(first(x))))
         image = self.to_image[level](x)
         return torch.lerp(smaller, image, alpha) if level > 0 and alpha < 1 else image
 

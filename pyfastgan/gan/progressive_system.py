@@ -96,7 +96,13 @@ class ProgressiveConfig(TrainConfig):
 
 PRESETS = {
     "progan": ProgressiveConfig(
-        data="digits", width=64, latent_dim=64, image_size=32, steps=5600, phase_steps=600
+        data="digits",
+        image_size=16,
+        width=32,
+        latent_dim=32,
+        batch_size=32,
+        steps=4000,
+        phase_steps=500,
     )
 }
 
@@ -201,7 +207,7 @@ class ProgressiveGAN:
         state = f"fading in, alpha {share / whole:.4f}" if share < whole else "faded in"
         self.phase = f"{resolution}x{resolution}, {state}, step {step}"
         generator = self.networks["generator"]
-        held = getattr(generator, "module", generator).phase
+        held: Any = getattr(generator, "module", generator).phase
         held.copy_(torch.tensor(phase))
 
     def _shown(self, images: Tensor, use: int, step: int, place: int) -> Tensor:
@@ -221,7 +227,8 @@ class ProgressiveGAN:
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
         """Save `interpolation.png`, on each row the way from one image to another."""
         generator = networks["generator"]
-        ends = generator.latents(2 * _ROWS, self.config.seed)  # type: ignore[operator]
+        assert isinstance(generator, GrowingGenerator)
+        ends = generator.latents(2 * _ROWS, self.config.seed)
         walks = interpolate(ends[:_ROWS], ends[_ROWS:], _COLUMNS)
         with torch.no_grad():
             images = generator(walks.flatten(0, 1))

@@ -117,15 +117,14 @@ class GAN:
             fake = generator(latent)
 
         offset = fabric.global_rank * len(real)
-        shown = self._shown(real, _REAL, step, offset)
-        losses = self._discriminator_step(
-            fabric, shown, self._shown(fake.detach(), _FAKE, step, offset), step
-        )
+        real = self._shown(real, _REAL, step, offset)
+        shown = self._shown(fake.detach(), _FAKE, step, offset)
+        losses = self._discriminator_step(fabric, real, shown, step)
         if generators_turn:
             # Frozen, since the gradients of its weights would be computed only to be thrown away.
             discriminator.requires_grad_(False)
             objective = self.config.objective
-            judged = discriminator(shown) if get_objective(objective).pairs else None
+            judged = discriminator(real) if get_objective(objective).pairs else None
             fake = self._shown(fake, _GENERATORS, step, offset)
             loss = generator_loss(objective, discriminator(fake), judged)
             self._descend(fabric, "generator", loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -134,11 +135,8 @@ def load_named(name: str, size: int | None) -> tuple[Any, Any]:
     train = data_sets.load(name, **options)
     if kind in _BUILT_IN:
         return train, data_sets.load(f"{kind}:test", **options) if part == "train" else None
-    if kind in ("pairs", "unpaired"):
-        try:
-            return train, data_sets.load(name, split="test", **options)
-        except ValueError:
-            return train, None  # there is no testA and testB
+    if kind in ("pairs", "unpaired") and (Path(part).expanduser() / "testA").is_dir():
+        return train, data_sets.load(name, split="test", **options)
     return train, None
 
 
