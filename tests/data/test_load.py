@@ -63,7 +63,7 @@ def test_loading_does_not_hand_out_shared_memory() -> None:
         (
             "digit",
             {},
-            r"unknown data set 'digit'; did you mean 'digits'\? \(known: digits, photos, f",
+            r"unknown data set 'digit'; did you mean 'digits'\? \(known: digits, photos, s",
         ),
         ("xyzzy", {}, r"unknown data set 'xyzzy' \(known: digits"),
         ("digits", {"siz": 16}, r"no option 'siz'; did you mean 'size'\? \(known: size, split\)"),
