@@ -63,10 +63,14 @@ def part(data, rows):
         cells += [", ".join(seeds), str(row["steps"])]
         lines.append("| `" + cells[0] + "` | " + " | ".join(cells[1:]) + " |")
     lines.append(f'\n<img src="images/modes-{data}.png" alt="Samples of each system on {data}">\n')
-    systems = ",".join(row["system"] for row in rows)
-    seeds = ",".join(dict.fromkeys(str(run["seed"]) for row in rows for run in row["runs"]))
     lines.append("```sh")
-    lines.append(f"pyfastgan evaluate modes --data {data} --seeds {seeds} --systems {systems}")
+    by_seeds = {}
+    for row in rows:
+        seeds = ",".join(str(run["seed"]) for run in row["runs"])
+        by_seeds.setdefault(seeds, []).append(row["system"])
+    for seeds, systems in by_seeds.items():
+        what = f"--data {data} --seeds {seeds} --systems {','.join(systems)}"
+        lines.append(f"pyfastgan evaluate modes {what}")
     lines.append("```\n")
     return "\n".join(lines)
 

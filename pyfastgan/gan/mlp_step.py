@@ -127,17 +127,18 @@ def critics_turn(
     # weight gradient for loss and penalty.
     deltas = critic.backward(inputs, torch.ones_like(scores))
     gradient = critic.input_cotangent([deltas[0][: len(points) * count]])
-    found = [penalty_gradient(penalty, g, weight) for g in gradient.split(count)]
-    v = torch.cat([part for _, part, _ in found]) if len(found) > 1 else found[0][1]
+    # The mean over all points, times the number of sets, is the sum of the sets' means.
+    value, v, norms = penalty_gradient(penalty, gradient, weight * len(points))
     tangents = critic.tangents(inputs, v)
     together = []
     for x, t in zip(inputs, tangents, strict=True):
-        scaled = x * slope
-        scaled[: len(t)] += t
-        together.append(scaled)
+        if len(t) == len(x):
+            together.append(torch.addcmul(t, x, slope))
+        else:
+            together.append(x * slope)
+            together[-1][: len(t)] += t
     critic.write(deltas, together, slope)
-    values, norms = torch.stack([part[0] for part in found]), [part[2] for part in found]
-    return loss, values.sum(), torch.stack(norms).mean()
+    return loss, value, norms.mean()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -166,8 +167,18 @@ def judge_run(
 def _judged(run: Run, judge: Judge, samples: int | None) -> ModeCount:
     count = samples or (POINT_SAMPLES if judge.data in TOYS else STACKED_SAMPLES)
     found = judge(load(run).sample(count, _SAMPLE_SEED))  # type: ignore[operator]
-    write_text(run.path / "modes.json", json.dumps(asdict(found), indent=1) + "\n")
+    _write(run.path, asdict(found), judge)
     return found
+
+
+def _write(folder: Path, found: dict[str, Any], judge: Judge) -> None:
+    if judge.classifier is not None:
+        found["classifier_accuracy"] = judge.accuracy
+    write_text(folder / "modes.json", json.dumps(found, indent=1) + "\n")
+
+
+def _folder(out: Path, data: str) -> Path:
+    return out / data.replace(":", "-").replace("/", "-")
 
 
 def run_suite(
@@ -193,6 +204,9 @@ def run_suite(
     Returns:
         A row for each data set and system: the runs, and the means of their figures with 95 %
         intervals; also written to `modes.json` in `out`, with a picture DATA.png.
+
+    Raises:
+        ValueError: An unknown system, data without modes, or an `out` with runs of other settings.
     """
     configs = {(d, s): system_config(s, d) for d in data for s in systems}
     out, rows = Path(out), []
@@ -202,35 +216,46 @@ def run_suite(
             config = replace(configs[d, system], **overrides)
             runs = []
             for seed in seeds:
-                folder = out / d.replace(":", "-").replace("/", "-") / system / f"seed-{seed}"
-                if not (folder / "modes.json").is_file():
+                folder, seeded = (
+                    _folder(out, d) / system / f"seed-{seed}",
+                    replace(config, seed=seed),
+                )
+                if (folder / "modes.json").is_file():
+                    _check_same(seeded, folder)
+                else:
                     judge = judge or Judge(d, config.image_size, out)
-                    _train_and_judge(replace(config, seed=seed), folder, judge)
+                    _train_and_judge(seeded, folder, judge)
                 runs.append({"seed": seed, **json.loads((folder / "modes.json").read_text())})
                 say(f"{d:16}{system:32}seed {seed}  {_line(runs[-1])}")
             rows.append({"data": d, "system": system, "steps": config.steps, **_means(runs)})
-        _draw(
-            [row for row in rows if row["data"] == d], out / d.replace(":", "-").replace("/", "-")
-        )
+        _draw([row for row in rows if row["data"] == d], _folder(out, d))
     write_text(out / "modes.json", json.dumps(rows, indent=1) + "\n")
     return rows
 
 
+def _check_same(config: GANConfig, folder: Path) -> None:
+    if Run.open(folder, GANConfig).config != config:
+        raise ValueError(f"{folder} holds a run of other settings: choose another folder")
+
+
 def _train_and_judge(config: GANConfig, folder: Path, judge: Judge) -> None:
     start = time.perf_counter()
+    resume = (folder / "checkpoints" / "last.ckpt").is_file()
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     found: dict[str, Any]
     try:
-        run = train(config, out=folder)
-        found = asdict(_judged(run, judge, None))
+        found = asdict(_judged(train(config, out=folder, resume=resume), judge, None))
     except ValueError as error:
         # A run that leaves the finite numbers is a result, too.
         if "broken down" not in str(error):
             raise
-        found = {"modes": 0, "of": len(TOYS[judge.data].modes) if judge.data in TOYS else 1000}  # type: ignore[arg-type]
-        found |= {"high_quality": 0.0 if judge.data in TOYS else None, "kl": None, "samples": 0}
-        found["diverged"] = str(error)
+        points = judge.data in TOYS
+        of = len(TOYS[judge.data].modes) if points else 1000  # type: ignore[arg-type]
+        found = {"modes": 0, "of": of, "high_quality": 0.0 if points else None, "kl": None}
+        found |= {"samples": 0, "diverged": str(error)}
     found["seconds"] = round(time.perf_counter() - start, 1)
-    write_text(folder / "modes.json", json.dumps(found, indent=1) + "\n")
+    _write(folder, found, judge)
 
 
 def _line(run: dict[str, Any]) -> str:
@@ -243,7 +268,7 @@ def _line(run: dict[str, Any]) -> str:
 def _means(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"of": runs[0]["of"], "runs": runs}
     for key in ("modes", "high_quality", "kl"):
-        values = [run[key] for run in runs if run[key] is not None]
+        values = [run[key] for run in runs if run[key] is not None and math.isfinite(run[key])]
         found[key] = mean_interval(values) if values else None
     return found
 
@@ -297,4 +322,4 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.93, wspace=0.08, hspace=0.3)
-    save_png(figure_pixels(figure), folder.with_suffix(".png"))
+    save_png(figure_pixels(figure), folder.with_name(f"{folder.name}.png"))

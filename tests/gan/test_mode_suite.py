@@ -62,6 +62,9 @@ def test_bad_systems(system: str, data: str, says: str) -> None:
 def test_a_suite_in_pieces(tmp_path: Path) -> None:
     said: list[str] = []
     more = {"say": said.append, **TINY}
+    killed = tmp_path / "ring8" / "r3gan" / "seed-0"
+    killed.mkdir(parents=True)
+    (killed / "config.yaml").write_text("model: dcgan\n")
     first = mode_suite.run_suite(["r3gan"], ["ring8"], [0], tmp_path, **more)
     written = (tmp_path / "ring8" / "r3gan" / "seed-0" / "modes.json").stat().st_mtime_ns
     rows = mode_suite.run_suite(["r3gan", "kl+pac2"], ["ring8"], [0, 1], tmp_path, **more)
@@ -76,6 +79,8 @@ def test_a_suite_in_pieces(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "ring8.png").size[0] > 200
     assert (tmp_path / "ring8" / "kl+pac2" / "seed-1" / "samples.png").is_file()
     assert "kl+pac2" in mode_suite.table(rows)
+    with pytest.raises(ValueError, match="seed-0 holds a run of other settings"):
+        mode_suite.run_suite(["r3gan"], ["ring8"], [0], tmp_path, **{**more, "steps": 4})
 
 
 def test_a_run_that_leaves_the_finite_numbers_is_a_result(tmp_path: Path) -> None:
@@ -97,6 +102,7 @@ def test_stacked_digits(tmp_path: Path) -> None:
     run = rows[0]["runs"][0]
     assert (run["of"], run["samples"], run["high_quality"]) == (1000, 26_000, None)
     assert 1 <= run["modes"] < 1000
+    assert run["classifier_accuracy"] > 0.95
     assert list(tmp_path.glob("classifier-8.safetensors"))
     assert (tmp_path / "stacked-digits.png").is_file()
 
