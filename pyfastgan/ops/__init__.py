@@ -15,6 +15,7 @@ from .discretized_mix_logistic import discretized_mix_logistic, sample_discretiz
 from .edge_conv import edge_conv, edge_conv_transpose
 from .gaussian_nll import gaussian_nll
 from .gaussian_vlb import gaussian_vlb
+from .mmd import mmd
 from .nearest_code import nearest_code
 from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
@@ -35,6 +36,7 @@ __all__ = [
     "gaussian_vlb",
     "glow_step",
     "glow_steps",
+    "mmd",
     "nearest_code",
     "norm_act",
     "random_normal",
