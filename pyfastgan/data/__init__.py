@@ -16,6 +16,14 @@ from pyfastgan.data.files import load_folder
 from pyfastgan.data.hub import has_test_split, load_hub
 from pyfastgan.data.mnist_cifar import load_cifar10, load_cifar100, load_mnist
 from pyfastgan.data.npz import has_parts, load_npz
+from pyfastgan.data.pairs import (
+    PairData,
+    UnpairedData,
+    load_digits2bold,
+    load_edges2photos,
+    load_pairs,
+    load_unpaired,
+)
 from pyfastgan.data.photos import load_photos
 from pyfastgan.data.toys import TOYS, Toy, load_toy
 
@@ -24,8 +32,10 @@ __all__ = [
     "TOYS",
     "ImageData",
     "MapData",
+    "PairData",
     "TensorData",
     "Toy",
+    "UnpairedData",
     "descriptions",
     "has_splits",
     "load",
@@ -35,7 +45,12 @@ __all__ = [
 # What a configuration says about data that were handed over as an object.
 OWN = "given in Python"
 # What needs no files, by its name...
-_BUILT_IN: dict[str, Callable[..., Any]] = {"digits": load_digits, "photos": load_photos}
+_BUILT_IN: dict[str, Callable[..., Any]] = {
+    "digits": load_digits,
+    "photos": load_photos,
+    "digits2bold": load_digits2bold,
+    "edges2photos": load_edges2photos,
+}
 # ... and what is elsewhere, by a kind, a colon and the place.
 _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "folder": load_folder,
@@ -44,6 +59,8 @@ _ELSEWHERE: dict[str, Callable[..., Any]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "hf": load_hub,
+    "pairs": load_pairs,
+    "unpaired": load_unpaired,
 }
 
 
@@ -57,12 +74,16 @@ def descriptions() -> dict[str, str]:
     return {
         "digits": "1,797 handwritten digits, 8x8 grey, resized to any size",
         "photos": "square crops of two photographs, colour, cut at any size",
+        "digits2bold": "pairs: a digit, and the same thick and black on white",
+        "edges2photos": "pairs: the edges of a photograph, and the photograph",
         "folder:": "PATH: images in a folder, in class folders or not",
         "npz:": "PATH: numpy arrays `images` or `x`, `labels` or `y`",
         "mnist:": "ROOT: MNIST's idx files, or others of that format",
         "cifar10:": "ROOT: CIFAR-10, the python or the binary version",
         "cifar100:": "ROOT: CIFAR-100, the python or the binary version",
         "hf:": "NAME: a data set of the Hugging Face hub (needs `datasets`)",
+        "pairs:": "PATH: pairs of images in the folders A and B, or trainA and trainB",
+        "unpaired:": "PATH: images of two kinds in such folders, without pairs",
         **{name: toy.formula for name, toy in TOYS.items()},
     }
 
@@ -74,21 +95,21 @@ def has_splits(name: str) -> bool:
         return has_parts(where)
     if kind == "hf":
         return has_test_split(where)
-    return kind in ("digits", "photos", "mnist", "cifar10", "cifar100")
+    return kind in (*_BUILT_IN, "mnist", "cifar10", "cifar100")
 
 
-def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
+def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | PairData | UnpairedData:
     """Load data by name, or wrap the caller's own.
 
     Args:
         source: A name of `names()` ("digits:train" is a split of "digits"); a tensor of images or
             points; a pair (images, labels); or a map-style data set whose items are tuples of
-            tensors. A `TensorData`, an `ImageData` or a `MapData` is returned as it is.
+            tensors. What is a data set of this package already is returned as it is.
         options: For a name only. Images: `size`, and `split` where there are splits. An npz file:
             `value_range`. Toys: `count`, `seed`.
 
     Returns:
-        A data set of tuples `(image,)` or `(image, label)`.
+        A data set of tuples `(image,)` or `(image, label)`; of two kinds of images, `(image, image)`.
 
     Raises:
         ValueError: An unknown name or option (with the nearest one and the list), data out of
@@ -114,7 +135,7 @@ def load(source: Any, **options: Any) -> TensorData | ImageData | MapData:
         )
     if options:
         raise ValueError(f"options are for data sets by name, got {', '.join(options)}")
-    if isinstance(source, (TensorData, ImageData, MapData)):
+    if isinstance(source, (TensorData, ImageData, MapData, PairData, UnpairedData)):
         return source
     if isinstance(source, Tensor):
         return TensorData(source)

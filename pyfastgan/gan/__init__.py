@@ -2,10 +2,12 @@
 
 from pyfastgan.gan.adversarial_step import AdversarialStep, adversarial_step
 from pyfastgan.gan.arithmetic import arithmetic, class_latents
-from pyfastgan.gan.config import POINT_PRESETS, PRESETS, GANConfig, preset
+from pyfastgan.gan.augment import diff_augment
+from pyfastgan.gan.config import POINT_PRESETS, GANConfig
 from pyfastgan.gan.critic_step import CriticStep, critic_step
+from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, ImageHistory
 from pyfastgan.gan.dcgan import Discriminator, Generator
-from pyfastgan.gan.latent import interpolate
+from pyfastgan.gan.latent import draw_normal, interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.objectives import (
     OBJECTIVES,
@@ -26,8 +28,12 @@ from pyfastgan.gan.penalties import (
     penalty_points,
     penalty_value,
 )
+from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.systems import PRESETS, preset
 from pyfastgan.gan.trainer import GAN, load, train
+from pyfastgan.gan.translation import Translator
+from pyfastgan.gan.translation_networks import PatchDiscriminator, ResNetGenerator, UNet
 
 __all__ = [
     "GAN",

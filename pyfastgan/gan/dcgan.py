@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyfastgan.gan.latent import draw_normal
 from pyfastgan.nn import ConvBlock, ConvTransposeBlock, FusedSequential
-from pyfastgan.ops import random_normal
 
 IMAGE_SIZES = (8, 16, 32, 64, 128)
 # Images that are drawn at once when sampling, so that a large count fits in memory.
@@ -60,18 +60,23 @@ class Generator(nn.Module):
             )
         return self.main(latent.reshape(-1, self.latent_dim, 1, 1))
 
-    def latents(self, count: int, seed: int | None = None) -> Tensor:
-        """Normal latent vectors (count, latent_dim); vector i is the same for any count."""
-        return draw_latents(self, self.latent_dim, count, seed)
+    def latents(
+        self, count: int, seed: int | None = None, truncation: float | None = None
+    ) -> Tensor:
+        """Normal latent vectors (count, latent_dim); vector i is the same for any count. See
+        `pyfastgan.gan.latent.draw_normal` for their truncation."""
+        return draw_latents(self, self.latent_dim, count, seed, truncation)
 
     @torch.no_grad()
-    def sample(self, count: int, seed: int | None = None) -> Tensor:
+    def sample(
+        self, count: int, seed: int | None = None, truncation: float | None = None
+    ) -> Tensor:
         """Images (count, channels, size, size); in evaluation mode image i is the same for any
         count.
 
         Without a seed one is drawn from torch's default generator.
         """
-        return draw_samples(self, self.latents(count, seed))
+        return draw_samples(self, self.latents(count, seed, truncation))
 
 
 class Discriminator(nn.Module):
@@ -113,10 +118,17 @@ class Discriminator(nn.Module):
         return self.main(images).reshape(-1)
 
 
-def draw_latents(network: nn.Module, latent_dim: int, count: int, seed: int | None) -> Tensor:
+def draw_latents(
+    network: nn.Module,
+    latent_dim: int,
+    count: int,
+    seed: int | None,
+    truncation: float | None = None,
+) -> Tensor:
     """Normal latent vectors (count, latent_dim) of the dtype and on the device of the weights."""
     weight = next(network.parameters())
-    return random_normal((count, latent_dim), seed, dtype=weight.dtype, device=weight.device)
+    of = {"dtype": weight.dtype, "device": weight.device}
+    return draw_normal((count, latent_dim), seed, truncation=truncation, **of)  # type: ignore[arg-type]
 
 
 def draw_samples(network: nn.Module, latents: Tensor) -> Tensor:

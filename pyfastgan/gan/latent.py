@@ -1,9 +1,56 @@
-"""Walking in the latent space."""
+"""Latent vectors: normal, truncated, and walks between them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pyfastgan.ops import random_normal, random_uniform
+
+
+def draw_normal(
+    shape: Sequence[int],
+    seed: int | None = None,
+    *,
+    truncation: float | None = None,
+    dtype: torch.dtype | None = None,
+    **place: Any,
+) -> Tensor:
+    """Normal numbers, or those among them of a size up to `truncation` (Brock et al. 2019, section
+    3.1): the smaller it is, the more like the typical image, and the more alike, samples are.
+
+    Args:
+        shape, seed, dtype: As for `pyfastgan.ops.random_normal`.
+        truncation: At least 0; 0 gives zeros, None all numbers.
+        place: `stream`, `sample_offset`, `generator` and `device`, as there.
+
+    Raises:
+        TypeError, ValueError: A truncation that is no number, not finite or below 0, and what
+            `random_normal` refuses.
+    """
+    if truncation is None:
+        return random_normal(shape, seed, dtype=dtype, **place)
+    check_truncation(truncation)
+    # By the inverse of the distribution: drawing again until all fit would give the numbers of a
+    # sample another place in the sequence. In float64, since its tails are steep.
+    below = 0.5 * math.erfc(truncation / math.sqrt(2))
+    uniform = random_uniform(shape, seed, dtype=torch.float64, **place)
+    drawn = torch.special.ndtri(below + (1 - 2 * below) * uniform)
+    return drawn.clamp(-truncation, truncation).to(dtype or torch.get_default_dtype())
+
+
+def check_truncation(truncation: Any) -> None:
+    """Refuses what is neither None nor a finite number of at least 0."""
+    if truncation is None:
+        return
+    if isinstance(truncation, bool) or not isinstance(truncation, (int, float)):
+        raise TypeError(f"truncation must be a number or None, got {truncation!r}")
+    if not math.isfinite(truncation) or truncation < 0:
+        raise ValueError(f"truncation must be at least 0, got {truncation}")
 
 
 def interpolate(start: Tensor, end: Tensor, count: int) -> Tensor:

@@ -75,14 +75,19 @@ class ResidualGenerator(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         return self.main(check_latent(latent, self.latent_dim))
 
-    def latents(self, count: int, seed: int | None = None) -> Tensor:
-        """Normal latent vectors (count, latent_dim); vector i is the same for any count."""
-        return draw_latents(self, self.latent_dim, count, seed)
+    def latents(
+        self, count: int, seed: int | None = None, truncation: float | None = None
+    ) -> Tensor:
+        """Normal latent vectors (count, latent_dim); vector i is the same for any count. See
+        `pyfastgan.gan.latent.draw_normal` for their truncation."""
+        return draw_latents(self, self.latent_dim, count, seed, truncation)
 
     @torch.no_grad()
-    def sample(self, count: int, seed: int | None = None) -> Tensor:
+    def sample(
+        self, count: int, seed: int | None = None, truncation: float | None = None
+    ) -> Tensor:
         """Images (count, channels, size, size); image i is the same for any count."""
-        return draw_samples(self, self.latents(count, seed))
+        return draw_samples(self, self.latents(count, seed, truncation))
 
 
 class ResidualCritic(nn.Module):

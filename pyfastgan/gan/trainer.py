@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from pyfastgan import data as data_sets
 from pyfastgan.data import ImageData, MapData, TensorData
-from pyfastgan.gan.config import GANConfig, preset
+from pyfastgan.gan.config import GANConfig
 from pyfastgan.gan.critic_step import critic_step
 from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
 from pyfastgan.gan.latent import interpolate
@@ -20,15 +20,19 @@ from pyfastgan.gan.level_sets import level_set_picture
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_objective
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.systems import KINDS, PRESETS, preset
 from pyfastgan.ops import random_normal
 from pyfastgan.training import (
     Run,
+    TrainConfig,
     fit,
     image_grid,
     load_weights,
     resolve_config,
+    run_name,
     save_png,
 )
+from pyfastgan.training.config import read_config_file
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -179,7 +183,7 @@ class GAN:
 
 
 def train(
-    config: str | Path | GANConfig | Mapping[str, Any] = "dcgan",
+    config: str | Path | TrainConfig | Mapping[str, Any] = "dcgan",
     *,
     data: str | Tensor | Dataset[Any] | None = None,
     out: str | Path,
@@ -205,11 +209,14 @@ def train(
             size than `image_size`, and what `pyfastgan.training.fit` refuses.
     """
     own = None if data is None or isinstance(data, str) else data_sets.load(data)
-    name, source = _NAME, config
-    if isinstance(config, str) and not Path(config).is_file():
-        name, source = config, preset(config, own or data or overrides.get("data"))
+    name, source = _named(config, own or data or overrides.get("data"))
     if data is not None:
         overrides["data"] = data if isinstance(data, str) else data_sets.OWN
+    kind = KINDS.get(type(PRESETS[name]))
+    if kind is not None:
+        resolved = resolve_config(type(PRESETS[name]), source, **overrides)
+        resolved, dataset, build = kind.prepare(resolved, own)
+        return fit(build, dataset, resolved, out, name=name, resume=resume)
     resolved = resolve_config(GANConfig, source, **overrides)
     dataset = _dataset(own, resolved)
     points = None
@@ -222,13 +229,30 @@ def train(
     return fit(lambda: GAN(resolved, points), dataset, resolved, out, name=name, resume=resume)
 
 
+def _named(config: Any, data: Any) -> tuple[str, Any]:
+    """The preset that a configuration belongs to, and where its fields are."""
+    if isinstance(config, str) and not Path(config).is_file():
+        return config, preset(config, data)
+    name = _NAME
+    if isinstance(config, (str, Path)):
+        name = str(read_config_file(config, run_keys=True).get("model", _NAME))
+        name = name if type(PRESETS.get(name)) in KINDS else _NAME
+    elif type(config) in KINDS:
+        name = KINDS[type(config)].name
+    return name, config
+
+
 def load(run: Run | str | Path) -> nn.Module:
     """The generator of a run, on the CPU in evaluation mode: `load("runs/digits").sample(64, 1)`.
 
     Raises:
         ValueError: No run there, one of another kind, or weights that cannot be read.
     """
-    run = Run.open(run.path if isinstance(run, Run) else run, GANConfig)
+    path = run.path if isinstance(run, Run) else Path(run)
+    kind = type(PRESETS.get(run_name(path)))
+    if kind in KINDS:
+        return KINDS[kind].load(Run.open(path, kind))
+    run = Run.open(path, GANConfig)
     assert isinstance(run.config, GANConfig)
     generator = _generator(run.config).eval()
     load_weights(run.weights, {"generator": generator})
