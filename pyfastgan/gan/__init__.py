@@ -7,6 +7,7 @@ from pyfastgan.gan.config import POINT_PRESETS, GANConfig
 from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, ImageHistory
 from pyfastgan.gan.dcgan import Discriminator, Generator
+from pyfastgan.gan.gmmn import GMMN, GMMNConfig
 from pyfastgan.gan.latent import draw_normal, interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.objectives import (
@@ -34,17 +35,21 @@ from pyfastgan.gan.systems import PRESETS, preset
 from pyfastgan.gan.trainer import GAN, load, train
 from pyfastgan.gan.translation import Translator
 from pyfastgan.gan.translation_networks import PatchDiscriminator, ResNetGenerator, UNet
+from pyfastgan.gan.veegan import VEEGAN, VEEGANConfig
 
 __all__ = [
     "GAN",
+    "GMMN",
     "OBJECTIVES",
     "PENALTIES",
     "POINT_PRESETS",
     "PRESETS",
+    "VEEGAN",
     "AdversarialStep",
     "CriticStep",
     "Discriminator",
     "GANConfig",
+    "GMMNConfig",
     "Generator",
     "MLPCritic",
     "MLPGenerator",
@@ -53,6 +58,7 @@ __all__ = [
     "ResidualCritic",
     "ResidualGenerator",
     "Term",
+    "VEEGANConfig",
     "adversarial_step",
     "arithmetic",
     "class_latents",

@@ -11,10 +11,13 @@ from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
 from pyfastgan.gan import config as gan_config
-from pyfastgan.gan import cyclegan, pix2pix
+from pyfastgan.gan import cyclegan, gmmn, pix2pix, veegan
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
+from pyfastgan.gan.gmmn import GMMN, GMMNConfig, load_gmmn, with_space
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig, load_pix2pix
+from pyfastgan.gan.shaped import shaped_data
 from pyfastgan.gan.translation import translation_data
+from pyfastgan.gan.veegan import VEEGAN, VEEGANConfig, load_veegan
 from pyfastgan.training import Run, System, TrainConfig
 
 # A configuration with what the data decide, the data, and what builds the system.
@@ -46,16 +49,32 @@ def _cyclegan(config: CycleGANConfig, own: Any) -> Prepared:
     return config, train, lambda: CycleGAN(config, test or train)
 
 
+def _gmmn(config: GMMNConfig, own: Any) -> Prepared:
+    config, dataset = shaped_data(config, own)
+    config = with_space(config)
+    return config, dataset, lambda: GMMN(config, dataset)
+
+
+def _veegan(config: VEEGANConfig, own: Any) -> Prepared:
+    config, dataset = shaped_data(config, own)
+    return config, dataset, lambda: VEEGAN(config)
+
+
 KINDS: dict[type[TrainConfig], Kind] = {
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
+    GMMNConfig: Kind("gmmn", _gmmn, load_gmmn),
+    VEEGANConfig: Kind("veegan", _veegan, load_veegan),
 }
 
 PRESETS: dict[str, Any] = {
     **gan_config.PRESETS,
     **pix2pix.PRESETS,
     **cyclegan.PRESETS,
+    **gmmn.PRESETS,
+    **veegan.PRESETS,
 }
+_POINT_PRESETS: dict[str, Any] = {**gmmn.POINT_PRESETS, **veegan.POINT_PRESETS}
 
 
 def preset(name: str, data: Any = None) -> Any:
@@ -69,4 +88,7 @@ def preset(name: str, data: Any = None) -> Any:
         ValueError: An unknown preset, with the nearest one.
     """
     check_choice("preset", name, PRESETS)
-    return gan_config.preset(name, data) if name in gan_config.PRESETS else PRESETS[name]
+    if name in gan_config.PRESETS:
+        return gan_config.preset(name, data)
+    points = name in _POINT_PRESETS and gan_config.are_points(data)
+    return _POINT_PRESETS[name] if points else PRESETS[name]
