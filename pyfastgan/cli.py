@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -196,6 +197,11 @@ def _sample(words: list[str]) -> int:
     parser.add_argument("--count", type=int, default=64, help="how many (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same samples (default 0)")
     parser.add_argument(
+        "--truncation",
+        type=float,
+        help="largest size of a latent number: less variety, more typical samples (default: any)",
+    )
+    parser.add_argument(
         "--arithmetic",
         metavar="A-B+C",
         help="instead of samples, latent arithmetic with classes of the data, as 7-1+4:"
@@ -208,6 +214,8 @@ def _sample(words: list[str]) -> int:
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
     name = f"count-{args.count}" if args.arithmetic is None else f"arithmetic-{args.arithmetic}"
+    if args.truncation is not None:
+        name += f"-truncation-{args.truncation:g}"
     out = args.out or args.run / "samples" / f"seed-{args.seed}-{name}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must be a .png file, got {out}")
@@ -217,9 +225,14 @@ def _sample(words: list[str]) -> int:
     from pyfastgan.training import image_grid, save_png, save_samples
 
     family, model = _load(args.run)
+    options = {} if args.truncation is None else {"truncation": args.truncation}
+    if options and (
+        args.arithmetic is not None or "truncation" not in signature(model.sample).parameters
+    ):
+        raise ValueError(f"{args.run}: --truncation is for samples of latent vectors of a GAN")
     if args.arithmetic is None:
         with torch.no_grad():
-            samples = model.sample(args.count, args.seed)
+            samples = model.sample(args.count, args.seed, **options)
         save_samples(samples, out)
     else:
         rows = _arithmetic(family, model, args)

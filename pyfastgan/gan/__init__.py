@@ -1,8 +1,11 @@
-"""Generative adversarial networks: objectives, the DCGAN networks, and their trainer."""
+"""Generative adversarial networks: objectives, networks, and their trainers."""
 
 from pyfastgan.gan.adversarial_step import AdversarialStep, adversarial_step
 from pyfastgan.gan.arithmetic import arithmetic, class_latents
 from pyfastgan.gan.augment import diff_augment
+from pyfastgan.gan.biggan import BigGANDiscriminator, BigGANGenerator, SelfAttention
+from pyfastgan.gan.conditional import ConditionalConfig, ConditionalGAN
+from pyfastgan.gan.conditional_networks import ConditionalDiscriminator, ConditionalGenerator
 from pyfastgan.gan.config import POINT_PRESETS, GANConfig
 from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, ImageHistory
@@ -20,6 +23,7 @@ from pyfastgan.gan.objectives import (
     generator_slope,
     get_objective,
 )
+from pyfastgan.gan.orthogonal import orthogonal_penalty
 from pyfastgan.gan.penalties import (
     PENALTIES,
     Penalty,
@@ -30,6 +34,8 @@ from pyfastgan.gan.penalties import (
     penalty_value,
 )
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig
+from pyfastgan.gan.progressive import GrowingDiscriminator, GrowingGenerator
+from pyfastgan.gan.progressive_system import ProgressiveConfig, ProgressiveGAN
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
 from pyfastgan.gan.systems import PRESETS, preset
 from pyfastgan.gan.trainer import GAN, load, train
@@ -46,25 +52,47 @@ __all__ = [
     "PRESETS",
     "VEEGAN",
     "AdversarialStep",
+    "BigGANDiscriminator",
+    "BigGANGenerator",
+    "ConditionalConfig",
+    "ConditionalDiscriminator",
+    "ConditionalGAN",
+    "ConditionalGenerator",
     "CriticStep",
+    "CycleGAN",
+    "CycleGANConfig",
     "Discriminator",
     "GANConfig",
     "GMMNConfig",
     "Generator",
+    "GrowingDiscriminator",
+    "GrowingGenerator",
+    "ImageHistory",
     "MLPCritic",
     "MLPGenerator",
     "Objective",
+    "PatchDiscriminator",
     "Penalty",
+    "Pix2Pix",
+    "Pix2PixConfig",
+    "ProgressiveConfig",
+    "ProgressiveGAN",
+    "ResNetGenerator",
     "ResidualCritic",
     "ResidualGenerator",
+    "SelfAttention",
     "Term",
+    "Translator",
+    "UNet",
     "VEEGANConfig",
     "adversarial_step",
     "arithmetic",
     "class_latents",
     "critic_step",
+    "diff_augment",
     "discriminator_loss",
     "discriminator_slopes",
+    "draw_normal",
     "generator_loss",
     "generator_slope",
     "get_objective",
@@ -72,6 +100,7 @@ __all__ = [
     "gradient_penalty",
     "interpolate",
     "load",
+    "orthogonal_penalty",
     "penalty_gradient",
     "penalty_points",
     "penalty_value",

@@ -57,13 +57,13 @@ def diff_augment(
         TypeError, ValueError: An unknown policy (with the nearest), what is no batch of images.
     """
     names = parse_policy(policy)
+    if not names:
+        return images
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a floating-point tensor, got {kind}")
     if images.ndim != 4:
         raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
-    if not names:
-        return images
     drawn = random_uniform(
         (len(images), _DRAWS),
         seed,

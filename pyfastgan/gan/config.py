@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyfastgan._names import check_choice
 from pyfastgan.data import TOYS
+from pyfastgan.gan.augment import check_smoothing, parse_policy
 from pyfastgan.gan.dcgan import IMAGE_SIZES
 from pyfastgan.gan.objectives import get_objective
 from pyfastgan.gan.penalties import get_penalty
@@ -46,6 +47,10 @@ class GANConfig(TrainConfig):
         optimizer: adam or rmsprop, for both networks.
         learning_rate: For both networks.
         betas: Of Adam, for both networks.
+        augment: What the discriminator's images go through: some of color, translation and cutout with
+            commas between them (Zhao et al. 2020), or none. Nothing to an mlp.
+        label_smoothing: s for labels 1 - s instead of 1 (Salimans et al. 2016), for objectives that
+            have labels, without a penalty.
     """
 
     architecture: str = "dcgan"
@@ -63,10 +68,14 @@ class GANConfig(TrainConfig):
     optimizer: str = "adam"
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    augment: str = "none"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("architecture", self.architecture, ARCHITECTURES)
+        if parse_policy(self.augment) and self.architecture == "mlp":
+            raise ValueError(f"augment is for images, got {self.augment!r} with architecture mlp")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("image_size", "channels"):
             if getattr(self, name) is not None:
@@ -77,8 +86,14 @@ class GANConfig(TrainConfig):
         for name in ("width", "latent_dim", "discriminator_steps", "penalty_interval"):
             check_number(name, getattr(self, name), int, at_least=1)
         get_objective(self.objective)
+        check_smoothing(self.label_smoothing, self.objective)
         if self.penalty != "none":
             get_penalty(self.penalty)
+            if self.label_smoothing > 0:
+                raise ValueError(
+                    f"label_smoothing needs penalty none, got {self.penalty!r}: steps with a penalty"
+                    " have the objective's own labels"
+                )
         for name in ("learning_rate", "penalty_weight", "clip"):
             check_number(name, getattr(self, name), float, at_least=0)
         self.betas = (self.betas[0], self.betas[1])

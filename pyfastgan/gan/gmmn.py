@@ -8,16 +8,18 @@ trained first: the generator then makes codes, and the decoder samples of them (
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
 from pyfastgan.gan.dcgan import check_latent, draw_latents, draw_samples
-from pyfastgan.gan.shaped import ShapedConfig, perceptron
+from pyfastgan.gan.shaped import ShapedConfig, perceptron, shaped_data
 from pyfastgan.ops import mmd, random_normal
 from pyfastgan.training import Run, load_weights
 from pyfastgan.training.config import check_number
@@ -107,7 +109,7 @@ class GMMNGenerator(nn.Module):
         self.main = nn.Sequential(
             perceptron(latent_dim, *[width] * 3, code_dim or count), *own_ends
         )
-        self.decoder = nn.Identity()
+        self.decoder: nn.Module = nn.Identity()
         if code_dim:
             self.decoder = nn.Sequential(perceptron(code_dim, width, width, count), *ends)
 
@@ -119,9 +121,12 @@ class GMMNGenerator(nn.Module):
         return draw_latents(self, self.latent_dim, count, seed)
 
     @torch.no_grad()
-    def sample(self, count: int, seed: int | None = None) -> Tensor:
+    def sample(
+        self, count: int, seed: int | None = None, truncation: float | None = None
+    ) -> Tensor:
         """Samples (count, *shape); sample i is the same for any count."""
-        return draw_samples(self, self.latents(count, seed))
+        latents = draw_latents(self, self.latent_dim, count, seed, truncation)
+        return draw_samples(self, latents)
 
 
 class GMMN:
@@ -140,20 +145,17 @@ class GMMN:
         items = [dataset[i * len(dataset) // count][0] for i in range(count)]
         self._items = torch.stack(items)
         self._bandwidths: list[float] | None = None
-        self.networks: dict[str, nn.Module] = {"generator": _generator(config)}
-        trained = [self.networks["generator"].main.parameters()]
+        generator = _generator(config)
+        self.networks: dict[str, nn.Module] = {"generator": generator}
+        self.optimizers = {"generator": _adam(config, generator.main)}
         if config.space == "code":
             sizes = math.prod(config.shape), config.width, config.width, config.code_dim
             self.networks["encoder"] = nn.Sequential(
                 nn.Flatten(), nn.Dropout(_DROPOUT), perceptron(*sizes)
             )
-            of_autoencoder = [
-                self.networks["encoder"].parameters(),
-                self.networks["generator"].decoder.parameters(),
-            ]
-        self.optimizers = {"generator": _adam(config, *trained)}
-        if config.space == "code":
-            self.optimizers["autoencoder"] = _adam(config, *of_autoencoder)
+            self.optimizers["autoencoder"] = _adam(
+                config, self.networks["encoder"], generator.decoder
+            )
 
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
@@ -210,11 +212,14 @@ class GMMN:
         """None beside the samples."""
 
 
-def with_space(config: GMMNConfig) -> GMMNConfig:
-    """The configuration with the space that suits its data."""
-    if config.space is not None:
-        return config
-    return replace(config, space="data" if config.shape == (2,) else "code")
+def prepare_gmmn(
+    config: GMMNConfig, own: Any
+) -> tuple[GMMNConfig, Dataset[Any], Callable[[], GMMN]]:
+    """The configuration with what the data decide, the data, and what builds the system."""
+    config, dataset = shaped_data(config, own)
+    if config.space is None:
+        config = replace(config, space="data" if config.shape == (2,) else "code")
+    return config, dataset, lambda: GMMN(config, dataset)
 
 
 def load_gmmn(run: Run) -> GMMNGenerator:
@@ -234,6 +239,6 @@ def _generator(config: GMMNConfig) -> GMMNGenerator:
     )
 
 
-def _adam(config: GMMNConfig, *groups: Any) -> torch.optim.Optimizer:
-    parameters = [p for group in groups for p in group]
+def _adam(config: GMMNConfig, *networks: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for network in networks for p in network.parameters()]
     return torch.optim.Adam(parameters, config.learning_rate, config.betas, fused=True)

@@ -10,12 +10,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pyfastgan import data as data_sets
-from pyfastgan.data import ImageData, MapData, TensorData
 from pyfastgan.gan.dcgan import IMAGE_SIZES
 from pyfastgan.training import TrainConfig
 from pyfastgan.training.config import check_number
-
-Data = TensorData | ImageData | MapData
 
 
 @dataclass(kw_only=True)
@@ -65,7 +62,7 @@ class ShapedConfig(TrainConfig):
 ConfigT = TypeVar("ConfigT", bound=ShapedConfig)
 
 
-def shaped_data(config: ConfigT, own: Any, *, points: bool = True) -> tuple[ConfigT, Data]:
+def shaped_data(config: ConfigT, own: Any, *, points: bool = True) -> tuple[ConfigT, Any]:
     """The configuration with what it left open, and the data.
 
     Args:
@@ -100,7 +97,7 @@ def shaped_data(config: ConfigT, own: Any, *, points: bool = True) -> tuple[Conf
     return replace(config, channels=shape[0], image_size=shape[-1]), dataset
 
 
-def square_images(name: str, size: int | None) -> Data:
+def square_images(name: str, size: int | None) -> Any:
     """The data set of that name, its images square: `size` pixels a side, or a size that suits
     it."""
     if size is None:

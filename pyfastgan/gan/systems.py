@@ -10,14 +10,19 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
+from pyfastgan.gan import conditional, cyclegan, gmmn, pix2pix, progressive_system, veegan
 from pyfastgan.gan import config as gan_config
-from pyfastgan.gan import cyclegan, gmmn, pix2pix, veegan
+from pyfastgan.gan.conditional import ConditionalConfig, load_conditional, prepare_conditional
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
-from pyfastgan.gan.gmmn import GMMN, GMMNConfig, load_gmmn, with_space
+from pyfastgan.gan.gmmn import GMMNConfig, load_gmmn, prepare_gmmn
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig, load_pix2pix
-from pyfastgan.gan.shaped import shaped_data
+from pyfastgan.gan.progressive_system import (
+    ProgressiveConfig,
+    load_progressive,
+    prepare_progressive,
+)
 from pyfastgan.gan.translation import translation_data
-from pyfastgan.gan.veegan import VEEGAN, VEEGANConfig, load_veegan
+from pyfastgan.gan.veegan import VEEGANConfig, load_veegan, prepare_veegan
 from pyfastgan.training import Run, System, TrainConfig
 
 # A configuration with what the data decide, the data, and what builds the system.
@@ -49,30 +54,23 @@ def _cyclegan(config: CycleGANConfig, own: Any) -> Prepared:
     return config, train, lambda: CycleGAN(config, test or train)
 
 
-def _gmmn(config: GMMNConfig, own: Any) -> Prepared:
-    config, dataset = shaped_data(config, own)
-    config = with_space(config)
-    return config, dataset, lambda: GMMN(config, dataset)
-
-
-def _veegan(config: VEEGANConfig, own: Any) -> Prepared:
-    config, dataset = shaped_data(config, own)
-    return config, dataset, lambda: VEEGAN(config)
-
-
 KINDS: dict[type[TrainConfig], Kind] = {
+    ConditionalConfig: Kind("cgan", prepare_conditional, load_conditional),
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
-    GMMNConfig: Kind("gmmn", _gmmn, load_gmmn),
-    VEEGANConfig: Kind("veegan", _veegan, load_veegan),
+    GMMNConfig: Kind("gmmn", prepare_gmmn, load_gmmn),
+    VEEGANConfig: Kind("veegan", prepare_veegan, load_veegan),
+    ProgressiveConfig: Kind("progan", prepare_progressive, load_progressive),
 }
 
 PRESETS: dict[str, Any] = {
     **gan_config.PRESETS,
+    **conditional.PRESETS,
     **pix2pix.PRESETS,
     **cyclegan.PRESETS,
     **gmmn.PRESETS,
     **veegan.PRESETS,
+    **progressive_system.PRESETS,
 }
 _POINT_PRESETS: dict[str, Any] = {**gmmn.POINT_PRESETS, **veegan.POINT_PRESETS}
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from pyfastgan import data as data_sets
 from pyfastgan.data import ImageData, MapData, TensorData
+from pyfastgan.gan.augment import diff_augment, smoothing_loss
 from pyfastgan.gan.config import GANConfig
 from pyfastgan.gan.critic_step import critic_step
 from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
@@ -34,6 +35,7 @@ from pyfastgan.training import (
     save_png,
 )
 from pyfastgan.training.config import read_config_file
+from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,6 +46,8 @@ _ROWS, _COLUMNS = 8, 10
 # The noise of penalties has streams apart from those of the latent vectors, one a step each.
 _PENALTY_STREAM = 2**31
 _PICTURED_POINTS = 1000
+# Uses of augmentation under one seed, each with a stream a step.
+_REAL, _FAKE, _GENERATORS = range(1, 4)
 
 
 class GAN:
@@ -91,17 +95,29 @@ class GAN:
         with torch.set_grad_enabled(generators_turn):
             fake = generator(latent)
 
-        losses = self._discriminator_step(fabric, real, fake.detach(), step)
+        offset = fabric.global_rank * len(real)
+        shown = [
+            self._shown(images, use, step, offset)
+            for use, images in ((_REAL, real), (_FAKE, fake.detach()))
+        ]
+        losses = self._discriminator_step(fabric, *shown, step)
         if generators_turn:
             # Frozen, since the gradients of its weights would be computed only to be thrown away.
             discriminator.requires_grad_(False)
             objective = self.config.objective
-            judged = discriminator(real) if get_objective(objective).pairs else None
+            judged = discriminator(shown[0]) if get_objective(objective).pairs else None
+            fake = self._shown(fake, _GENERATORS, step, offset)
             loss = generator_loss(objective, discriminator(fake), judged)
             self._descend(fabric, "generator", loss)
             discriminator.requires_grad_(True)
             losses["generator_loss"] = loss.detach()
         return losses
+
+    def _shown(self, images: Tensor, use: int, step: int, offset: int) -> Tensor:
+        """The images as the discriminator sees them."""
+        seed = derive_seed(self.config.seed, use)
+        policy = self.config.augment
+        return diff_augment(images, policy, seed=seed, stream=step, sample_offset=offset)
 
     def _discriminator_step(
         self, fabric: Fabric, real: Tensor, fake: Tensor, step: int
@@ -109,7 +125,10 @@ class GAN:
         config, discriminator = self.config, self.networks["discriminator"]
         losses: dict[str, Tensor] = {}
         if config.penalty == "none":
-            loss = discriminator_loss(config.objective, discriminator(real), discriminator(fake))
+            of_real = discriminator(real)
+            loss = discriminator_loss(config.objective, of_real, discriminator(fake))
+            if config.label_smoothing > 0:
+                loss = loss + smoothing_loss(config.label_smoothing, of_real)
             self._descend(fabric, "discriminator", loss)
             adversarial = loss.detach()
         else:

@@ -12,18 +12,20 @@ D estimates the logarithm of the ratio of the two joint densities, and G brings 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.utils.data import Dataset
 
 from pyfastgan.gan.dcgan import Generator
 from pyfastgan.gan.mlp import MLPGenerator
-from pyfastgan.gan.shaped import ShapedConfig, perceptron
+from pyfastgan.gan.shaped import ShapedConfig, perceptron, shaped_data
 from pyfastgan.nn import ConvBlock, FusedSequential
 from pyfastgan.ops import random_normal
 from pyfastgan.training import Run, load_weights
@@ -170,6 +172,14 @@ class VEEGAN:
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
         """None beside the samples."""
+
+
+def prepare_veegan(
+    config: VEEGANConfig, own: Any
+) -> tuple[VEEGANConfig, Dataset[Any], Callable[[], VEEGAN]]:
+    """The configuration with what the data decide, the data, and what builds the system."""
+    config, dataset = shaped_data(config, own)
+    return config, dataset, lambda: VEEGAN(config)
 
 
 def load_veegan(run: Run) -> nn.Module:

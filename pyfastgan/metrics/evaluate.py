@@ -164,6 +164,10 @@ def halves(data: str, size: int) -> tuple[Any, Any, str]:
     """
     if data in data_sets.TOYS:
         raise ValueError(f"the data set {data!r} has points, not images")
+    if data.partition(":")[0] in ("digits2bold", "edges2photos", "pairs", "unpaired"):
+        raise ValueError(
+            f"the data set {data!r} has images of two kinds: name one kind to compare with"
+        )
     data = _whole(data)
     if data_sets.has_splits(data):
         train, test = (data_sets.load(data, size=size, split=part) for part in ("train", "test"))

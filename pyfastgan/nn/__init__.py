@@ -6,6 +6,7 @@ from .blocks import ConvBlock, ConvTransposeBlock, FusedSequential
 from .coupling import AffineCoupling, SplineCoupling
 from .dequantize import Squeeze, UniformDequantize, VariationalDequantize, split
 from .glow import ActNorm, GlowStep, InvertibleConv1x1, run_glow_steps
+from .minibatch_std import MinibatchStd
 from .norm_act import NormAct
 from .vector_quantizer import Quantized, VectorQuantizer
 
@@ -18,6 +19,7 @@ __all__ = [
     "FusedSequential",
     "GlowStep",
     "InvertibleConv1x1",
+    "MinibatchStd",
     "NormAct",
     "Quantized",
     "SplineCoupling",

@@ -208,6 +208,7 @@ class _Trainer:
                 "model": self.run.name,
                 "config": plain(to_dict(self.run.config)),
                 "step": self.step,
+                "phase": self._phase(),
                 "networks": {name: net.state_dict() for name, net in self.networks.items()},
                 "average": {name: net.state_dict() for name, net in average.items()},
                 "optimizers": {
@@ -220,7 +221,12 @@ class _Trainer:
                 "rng": rng,
             },
         )
-        save_weights(self.run.weights, average, {"model": self.run.name})
+        metadata = {"model": self.run.name, "phase": self._phase()}
+        save_weights(self.run.weights, average, metadata)
+
+    def _phase(self) -> str:
+        """What the system calls the part of its training that it is in; nothing if it has none."""
+        return str(getattr(self.system, "phase", ""))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `save` was called.
@@ -266,8 +272,9 @@ class _Trainer:
     def interrupt(self) -> None:
         """Save, and end the run with a message that says how to go on."""
         self.save()
+        phase = f" ({self._phase()})" if self._phase() else ""
         raise TrainingInterrupted(
-            f"stopped after step {self.step} of {self.run.config.steps},"
+            f"stopped after step {self.step} of {self.run.config.steps}{phase},"
             f" saved {self.run.checkpoint};"
             f" go on with --resume --out {self.run.path} (resume=True in Python)"
         )

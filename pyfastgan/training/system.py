@@ -25,6 +25,9 @@ class System(Protocol):
         averaged: The names of the networks that make samples. Their moving average (with
             `ema_decay` 0 their current weights) is what is sampled from and what
             weights.safetensors holds.
+
+    A system whose training has phases has a `phase` besides, the name of the one that it is in, which
+    checkpoints hold.
     """
 
     networks: dict[str, nn.Module]
