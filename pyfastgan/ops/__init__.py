@@ -21,6 +21,7 @@ from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
 from .rational_quadratic_spline import rational_quadratic_spline
 from .reparameterize import reparameterize
+from .upfirdn2d import upfirdn2d
 
 __all__ = [
     "affine_coupling",
@@ -45,4 +46,5 @@ __all__ = [
     "rational_quadratic_spline",
     "reparameterize",
     "sample_discretized_mix_logistic",
+    "upfirdn2d",
 ]
