@@ -37,6 +37,8 @@ from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig
 from pyfastgan.gan.progressive import GrowingDiscriminator, GrowingGenerator
 from pyfastgan.gan.progressive_system import ProgressiveConfig, ProgressiveGAN
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.stylegan2 import StyleGAN2, StyleGAN2Config
+from pyfastgan.gan.stylegan2_networks import StyleDiscriminator, StyleGenerator
 from pyfastgan.gan.systems import PRESETS, preset
 from pyfastgan.gan.trainer import GAN, load, train
 from pyfastgan.gan.translation import Translator
@@ -81,6 +83,10 @@ __all__ = [
     "ResidualCritic",
     "ResidualGenerator",
     "SelfAttention",
+    "StyleDiscriminator",
+    "StyleGAN2",
+    "StyleGAN2Config",
+    "StyleGenerator",
     "Term",
     "Translator",
     "UNet",

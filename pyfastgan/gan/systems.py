@@ -10,7 +10,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
-from pyfastgan.gan import conditional, cyclegan, gmmn, pix2pix, progressive_system, veegan
+from pyfastgan.gan import (
+    conditional,
+    cyclegan,
+    gmmn,
+    pix2pix,
+    progressive_system,
+    stylegan2,
+    veegan,
+)
 from pyfastgan.gan import config as gan_config
 from pyfastgan.gan.conditional import ConditionalConfig, load_conditional, prepare_conditional
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
@@ -21,6 +29,7 @@ from pyfastgan.gan.progressive_system import (
     load_progressive,
     prepare_progressive,
 )
+from pyfastgan.gan.stylegan2 import StyleGAN2Config, load_stylegan2, prepare_stylegan2
 from pyfastgan.gan.translation import translation_data
 from pyfastgan.gan.veegan import VEEGANConfig, load_veegan, prepare_veegan
 from pyfastgan.training import Run, System, TrainConfig
@@ -59,6 +68,7 @@ KINDS: dict[type[TrainConfig], Kind] = {
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
     GMMNConfig: Kind("gmmn", prepare_gmmn, load_gmmn),
+    StyleGAN2Config: Kind("stylegan2", prepare_stylegan2, load_stylegan2),
     VEEGANConfig: Kind("veegan", prepare_veegan, load_veegan),
     ProgressiveConfig: Kind("progan", prepare_progressive, load_progressive),
 }
@@ -70,6 +80,7 @@ PRESETS: dict[str, Any] = {
     **cyclegan.PRESETS,
     **gmmn.PRESETS,
     **veegan.PRESETS,
+    **stylegan2.PRESETS,
     **progressive_system.PRESETS,
 }
 _POINT_PRESETS: dict[str, Any] = {**gmmn.POINT_PRESETS, **veegan.POINT_PRESETS}
