@@ -10,6 +10,7 @@ from pyfastgan.gan.config import POINT_PRESETS, GANConfig
 from pyfastgan.gan.critic_step import CriticStep, critic_step
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, ImageHistory
 from pyfastgan.gan.dcgan import Discriminator, Generator
+from pyfastgan.gan.gmmn import GMMN, GMMNConfig
 from pyfastgan.gan.latent import draw_normal, interpolate
 from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.mode_suite import judge_run, run_suite, system_config
@@ -38,17 +39,22 @@ from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig
 from pyfastgan.gan.progressive import GrowingDiscriminator, GrowingGenerator
 from pyfastgan.gan.progressive_system import ProgressiveConfig, ProgressiveGAN
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.stylegan2 import StyleGAN2, StyleGAN2Config
+from pyfastgan.gan.stylegan2_networks import StyleDiscriminator, StyleGenerator
 from pyfastgan.gan.systems import PRESETS, preset
 from pyfastgan.gan.trainer import GAN, load, train
 from pyfastgan.gan.translation import Translator
 from pyfastgan.gan.translation_networks import PatchDiscriminator, ResNetGenerator, UNet
+from pyfastgan.gan.veegan import VEEGAN, VEEGANConfig
 
 __all__ = [
     "GAN",
+    "GMMN",
     "OBJECTIVES",
     "PENALTIES",
     "POINT_PRESETS",
     "PRESETS",
+    "VEEGAN",
     "AdversarialStep",
     "BigGANDiscriminator",
     "BigGANGenerator",
@@ -61,6 +67,7 @@ __all__ = [
     "CycleGANConfig",
     "Discriminator",
     "GANConfig",
+    "GMMNConfig",
     "Generator",
     "GrowingDiscriminator",
     "GrowingGenerator",
@@ -78,9 +85,14 @@ __all__ = [
     "ResidualCritic",
     "ResidualGenerator",
     "SelfAttention",
+    "StyleDiscriminator",
+    "StyleGAN2",
+    "StyleGAN2Config",
+    "StyleGenerator",
     "Term",
     "Translator",
     "UNet",
+    "VEEGANConfig",
     "adversarial_step",
     "arithmetic",
     "class_latents",

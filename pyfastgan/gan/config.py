@@ -229,10 +229,12 @@ def preset(name: str, data: Any = None) -> GANConfig:
         ValueError: An unknown preset, with the nearest one.
     """
     check_choice("preset", name, PRESETS)
+    points = name in POINT_PRESETS and are_points(data)
+    return POINT_PRESETS[name] if points else PRESETS[name]
+
+
+def are_points(data: Any) -> bool:
+    """Whether data, or those of that name, are points in the plane."""
     if isinstance(data, str):
-        points = data in TOYS
-    else:
-        points = (
-            (data.ndim == 2) if isinstance(data, Tensor) else getattr(data, "shape", ()) == (2,)
-        )
-    return POINT_PRESETS[name] if points and name in POINT_PRESETS else PRESETS[name]
+        return data in TOYS
+    return data.ndim == 2 if isinstance(data, Tensor) else getattr(data, "shape", ()) == (2,)

@@ -10,17 +10,28 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pyfastgan._names import check_choice
-from pyfastgan.gan import conditional, cyclegan, pix2pix, progressive_system
+from pyfastgan.gan import (
+    conditional,
+    cyclegan,
+    gmmn,
+    pix2pix,
+    progressive_system,
+    stylegan2,
+    veegan,
+)
 from pyfastgan.gan import config as gan_config
 from pyfastgan.gan.conditional import ConditionalConfig, load_conditional, prepare_conditional
 from pyfastgan.gan.cyclegan import CycleGAN, CycleGANConfig, load_cyclegan
+from pyfastgan.gan.gmmn import GMMNConfig, load_gmmn, prepare_gmmn
 from pyfastgan.gan.pix2pix import Pix2Pix, Pix2PixConfig, load_pix2pix
 from pyfastgan.gan.progressive_system import (
     ProgressiveConfig,
     load_progressive,
     prepare_progressive,
 )
+from pyfastgan.gan.stylegan2 import StyleGAN2Config, load_stylegan2, prepare_stylegan2
 from pyfastgan.gan.translation import translation_data
+from pyfastgan.gan.veegan import VEEGANConfig, load_veegan, prepare_veegan
 from pyfastgan.training import Run, System, TrainConfig
 
 # A configuration with what the data decide, the data, and what builds the system.
@@ -56,6 +67,9 @@ KINDS: dict[type[TrainConfig], Kind] = {
     ConditionalConfig: Kind("cgan", prepare_conditional, load_conditional),
     Pix2PixConfig: Kind("pix2pix", _pix2pix, load_pix2pix),
     CycleGANConfig: Kind("cyclegan", _cyclegan, load_cyclegan),
+    GMMNConfig: Kind("gmmn", prepare_gmmn, load_gmmn),
+    StyleGAN2Config: Kind("stylegan2", prepare_stylegan2, load_stylegan2),
+    VEEGANConfig: Kind("veegan", prepare_veegan, load_veegan),
     ProgressiveConfig: Kind("progan", prepare_progressive, load_progressive),
 }
 
@@ -64,8 +78,12 @@ PRESETS: dict[str, Any] = {
     **conditional.PRESETS,
     **pix2pix.PRESETS,
     **cyclegan.PRESETS,
+    **gmmn.PRESETS,
+    **veegan.PRESETS,
+    **stylegan2.PRESETS,
     **progressive_system.PRESETS,
 }
+_POINT_PRESETS: dict[str, Any] = {**gmmn.POINT_PRESETS, **veegan.POINT_PRESETS}
 
 
 def preset(name: str, data: Any = None) -> Any:
@@ -79,4 +97,7 @@ def preset(name: str, data: Any = None) -> Any:
         ValueError: An unknown preset, with the nearest one.
     """
     check_choice("preset", name, PRESETS)
-    return gan_config.preset(name, data) if name in gan_config.PRESETS else PRESETS[name]
+    if name in gan_config.PRESETS:
+        return gan_config.preset(name, data)
+    points = name in _POINT_PRESETS and gan_config.are_points(data)
+    return _POINT_PRESETS[name] if points else PRESETS[name]

@@ -25,6 +25,7 @@ from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_obj
 from pyfastgan.gan.orthogonal import add_orthogonal_gradients, matrices
 from pyfastgan.gan.packing import packed
 from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
+from pyfastgan.gan.shaped import square_images
 from pyfastgan.gan.systems import KINDS, PRESETS, preset
 from pyfastgan.ops import random_normal
 from pyfastgan.training import (
@@ -396,7 +397,7 @@ def _dataset(own: Any, config: GANConfig) -> TensorData | ImageData | MapData:
     elif config.data in data_sets.TOYS:
         dataset = data_sets.load(config.data)
     else:
-        dataset = _images(config.data, config.image_size)
+        dataset = square_images(config.data, config.image_size)
     if config.architecture == "mlp":
         if dataset.shape != (2,):
             raise ValueError(
@@ -414,18 +415,6 @@ def _dataset(own: Any, config: GANConfig) -> TensorData | ImageData | MapData:
             "the configuration's channels and image_size say what is expected"
         )
     return dataset
-
-
-def _images(name: str, size: int | None) -> TensorData | ImageData | MapData:
-    """The data set of that name, its images square: `size` pixels a side, or a size that suits
-    it."""
-    if size is None:
-        dataset = data_sets.load(name)
-        own = min(dataset.shape[1:])
-        size = next((s for s in IMAGE_SIZES if s >= max(own, 16)), IMAGE_SIZES[-1])
-        if dataset.shape[1:] == (size, size):
-            return dataset
-    return data_sets.load(name, size=size)
 
 
 def _wanted(config: GANConfig) -> str:

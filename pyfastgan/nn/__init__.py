@@ -7,6 +7,7 @@ from .coupling import AffineCoupling, SplineCoupling
 from .dequantize import Squeeze, UniformDequantize, VariationalDequantize, split
 from .glow import ActNorm, GlowStep, InvertibleConv1x1, run_glow_steps
 from .minibatch_std import MinibatchStd
+from .modulated_conv import ModulatedConv2d
 from .norm_act import NormAct
 from .vector_quantizer import Quantized, VectorQuantizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "GlowStep",
     "InvertibleConv1x1",
     "MinibatchStd",
+    "ModulatedConv2d",
     "NormAct",
     "Quantized",
     "SplineCoupling",

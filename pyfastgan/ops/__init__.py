@@ -15,12 +15,14 @@ from .discretized_mix_logistic import discretized_mix_logistic
 from .edge_conv import edge_conv, edge_conv_transpose
 from .gaussian_nll import gaussian_nll
 from .gaussian_vlb import gaussian_vlb
+from .mmd import mmd
 from .nearest_code import nearest_code
 from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
 from .rational_quadratic_spline import rational_quadratic_spline
 from .reparameterize import reparameterize
 from .sample_discretized_mix_logistic import sample_discretized_mix_logistic
+from .upfirdn2d import upfirdn2d
 
 __all__ = [
     "affine_coupling",
@@ -36,6 +38,7 @@ __all__ = [
     "gaussian_vlb",
     "glow_step",
     "glow_steps",
+    "mmd",
     "nearest_code",
     "norm_act",
     "random_normal",
@@ -44,4 +47,5 @@ __all__ = [
     "rational_quadratic_spline",
     "reparameterize",
     "sample_discretized_mix_logistic",
+    "upfirdn2d",
 ]

@@ -1,0 +1,103 @@
+// Zeros between the pixels, a filter that is one row of taps in each direction, and every so many-th pixel kept.
+//
+// A row of the result is first summed over rows of the input, then along itself; the zeros are never touched. Memory
+// is (outer, height, width, inner), channels-last with inner = C, else inner = 1.
+//
+// Floor: the input read and the result written once.
+#include <memory>
+
+#include "samples.h"
+
+#include "../export.h"
+
+namespace PF_NAMESPACE {
+namespace {
+
+constexpr int64_t kPieceElements = 16384;  // of the result, about
+
+struct Filter {
+    const double* taps;  // as a correlation takes them, of the last first
+    int64_t count, up, down;
+};
+
+// The taps of one place of the result that meet a pixel and no zero: pixel and weight of each, `count` to a place.
+template <class S>
+struct Meetings {
+    std::unique_ptr<int64_t[]> number, pixel;
+    std::unique_ptr<S[]> weight;
+    Meetings(const Filter& f, int64_t places, int64_t size, int64_t pad)
+        : number(new int64_t[places]()), pixel(new int64_t[places * f.count]), weight(new S[places * f.count]) {
+        for (int64_t k = 0; k < places; ++k)
+            for (int64_t m = 0; m < f.count; ++m) {
+                const int64_t at = k * f.down + m - pad;
+                if (at < 0 || at % f.up != 0 || at / f.up >= size) continue;
+                pixel[k * f.count + number[k]] = at / f.up;
+                weight[k * f.count + number[k]++] = static_cast<S>(f.taps[m]);
+            }
+    }
+};
+
+template <class T, class V = Pack<T>, class S = Scalar<V>>
+void filter(const T* x, T* y, const Filter& f, int64_t outer, int64_t height, int64_t width, int64_t inner,
+            int64_t out_height, int64_t out_width, int64_t pad_x, int64_t pad_y, int threads) {
+    constexpr int64_t kL = lanes<T>();
+    const Meetings<S> down(f, out_height, height, pad_y), along(f, out_width, width, pad_x);
+    const int64_t line = width * inner, out_line = out_width * inner;
+    const int64_t together = out_line < kPieceElements ? kPieceElements / out_line : 1;
+    const int64_t parts = (out_height + together - 1) / together;
+    parallel_for(outer * parts, threads, outer * out_height * out_line < 2 * kSmallWork, [&](int64_t piece) {
+        const int64_t n = piece / parts, begin = piece % parts * together;
+        const int64_t end = begin + together < out_height ? begin + together : out_height;
+        const std::unique_ptr<S[]> sum(new S[line + kL]);
+        for (int64_t k = begin; k < end; ++k) {
+            const int64_t* row = down.pixel.get() + k * f.count;
+            const S* by = down.weight.get() + k * f.count;
+            for (int64_t e = 0; e < line; e += kL) {
+                const int64_t count = line - e < kL ? line - e : kL;
+                V total = splat<V>(0);
+                for (int64_t m = 0; m < down.number[k]; ++m)
+                    total += by[m] * read_some(x + (n * height + row[m]) * line + e, count);
+                store(sum.get() + e, total);
+            }
+            T* to = y + (n * out_height + k) * out_line;
+            for (int64_t place = 0; place < out_width; ++place) {
+                const int64_t* column = along.pixel.get() + place * f.count;
+                const S* weight = along.weight.get() + place * f.count;
+                const int64_t number = along.number[place];
+                if (inner >= kL) {
+                    for (int64_t c = 0; c < inner; c += kL) {
+                        V total = splat<V>(0);
+                        for (int64_t m = 0; m < number; ++m)
+                            total += weight[m] * load<V>(sum.get() + column[m] * inner + c);
+                        write_some(to + place * inner + c, total, inner - c < kL ? inner - c : kL);
+                    }
+                } else {
+                    for (int64_t c = 0; c < inner; ++c) {
+                        S total = 0;
+                        for (int64_t m = 0; m < number; ++m) total += weight[m] * sum[column[m] * inner + c];
+                        to[place * inner + c] = from_scalar<T>(total);
+                    }
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+// The result has out_height x out_width pixels; pad_x and pad_y are zeros before the first one, negative to crop.
+static const char* upfirdn2d(const void* x, void* y, const double* taps, int64_t count, int64_t up, int64_t down,
+                             int64_t outer, int64_t height, int64_t width, int64_t inner, int64_t out_height,
+                             int64_t out_width, int64_t pad_x, int64_t pad_y, int type, int threads) {
+    if (up < 1 || down < 1 || count < 1) return "up, down and the number of taps must be at least 1";
+    return with_type(type, [&](auto t) -> const char* {
+        using T = decltype(t);
+        if (outer < 1 || inner < 1 || out_height < 1 || out_width < 1) return nullptr;
+        filter<T>(static_cast<const T*>(x), static_cast<T*>(y), {taps, count, up, down}, outer, height, width, inner,
+                  out_height, out_width, pad_x, pad_y, threads);
+        return nullptr;
+    });
+}
+PF_EXPORT(upfirdn2d);
+
+}  // namespace PF_NAMESPACE
