@@ -289,15 +289,6 @@ def _decoder(codes: Any) -> dict[str, Any]:
     return {"decode": lambda values: family.decode(run, values)}
 
 
-def _print_likelihood(run: Path) -> None:
-    """What a run found on held-out data, of a family that measures likelihoods."""
-    file = run / "likelihood.json"
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        count = found.get("images", found.get("points"))
-        print(f"{found['bits_per_dim']:.4f} bits/dim on {found['held_out']} ({count})")
-
-
 def _known_run(run: Path, presets: dict[str, Any]) -> str:
     """The preset of a run."""
     from pyfastgan.training import run_name

@@ -174,7 +174,7 @@ class PixelCNNSystem:
         report(
             folder,
             data=self.config.data,
-            held_out=self.test is not None,
+            held_out="the test split" if self.test is not None else None,
             images=len(data),
             nll=nll,
             bits_per_dim=nll / model.dims / math.log(2),

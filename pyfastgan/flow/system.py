@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from pyfastgan.flow.model import Flow
 from pyfastgan.flow.pictures import density_picture, interpolation, temperatures
 from pyfastgan.flow.vectors import MAF, DenseNSF, DenseRealNVP
 from pyfastgan.training import save_png
-from pyfastgan.training.files import write_text
 from pyfastgan.training.ranks import average_gradients
+from pyfastgan.training.report import report
 from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -151,18 +150,13 @@ class FlowSystem:
         return networks["model"].sample(count, seed)  # type: ignore[operator]
 
     def pictures(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Test the model and write `likelihood.json`; of images `temperatures.png` and `interpolation.png`, of points
+        """Test the model and write `test.json`; of images `temperatures.png` and `interpolation.png`, of points
         `density.png`."""
         model = networks["model"]
         assert isinstance(model, Flow)
         found = evaluate(model, self.test or self.train, self.config)
-        found["held_out"] = self.test_is or "training data, there is no test split"
-        write_text(folder / "likelihood.json", json.dumps(found, indent=2) + "\n")
+        report(folder, data=self.config.data, held_out=self.test_is or None, **found)
         if self.config.image_size is None:
-            known = f", the entropy is {found['entropy']:.4f}" if "entropy" in found else ""
-            print(
-                f"{found['nll']:.4f} +- {found['nll_error']:.4f} nats on {found['held_out']}{known}"
-            )
             points = some_items(self.train, 2000)[0]
             save_png(density_picture(model, points), folder / "density.png")
             return
@@ -202,7 +196,6 @@ def evaluate(model: Flow, dataset: DataSet, config: FlowConfig) -> dict[str, Any
             points.append(x.double().cpu())
     nll = torch.cat(parts)
     found: dict[str, Any] = {
-        "data": config.data,
         "images" if config.image_size else "points": start,
         "nll": nll.mean().item(),
         "nll_error": (nll.std() / len(nll) ** 0.5).item(),

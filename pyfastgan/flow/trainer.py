@@ -29,7 +29,7 @@ def train(
 ) -> Run:
     """Train a flow and write a run folder.
 
-    Of `digits` and `photos` the training split is used, so that the figures in `likelihood.json` are of images that
+    Of `digits` and `photos` the training split is used, so that the figures in `test.json` are of images that
     the model has not seen; those of a toy are of points from another seed.
 
     Args:

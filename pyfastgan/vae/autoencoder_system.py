@@ -91,7 +91,7 @@ class AutoencoderSystem:
         report(
             folder,
             data=self.config.data,
-            held_out=self.test is not None,
+            held_out="the test split" if self.test is not None else None,
             images=len(data),
             **figures,
         )

@@ -115,7 +115,12 @@ class VAESystem:
         figures = evaluate(model, self.test or self.train, self.config)
         if not self.config.conditional:
             figures |= _disentanglement(model, self.config.data, self.test)
-        report(folder, data=self.config.data, held_out=self.test is not None, **figures)
+        report(
+            folder,
+            data=self.config.data,
+            held_out="the test split" if self.test is not None else None,
+            **figures,
+        )
         weight = next(model.parameters())
         batch = some_images(self.test or self.train, PAIRS)
         batch = tuple(part.to(weight.device) for part in batch)

@@ -110,7 +110,7 @@ class VQSystem:
         report(
             folder,
             data=self.config.data,
-            held_out=self.test is not None,
+            held_out="the test split" if self.test is not None else None,
             images=len(maps[0]),
             **figures,
         )

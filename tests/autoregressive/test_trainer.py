@@ -132,7 +132,7 @@ def test_bits_per_dim_of_every_kind_of_data(tmp_path: Path) -> None:
     model = pf.autoregressive.load(run)
     expected = model.nll(images).mean().item() / 64 / math.log(2)
     found = json.loads((run.path / "test.json").read_text())
-    assert found["images_are"] == "training data, there is no test split"
+    assert found["held_out"] == "training data, there is no test split"
     assert found["images"] == 70
     assert math.isclose(found["bits_per_dim"], expected, rel_tol=1e-5)
     assert math.isclose(found["nll"], expected * 64 * math.log(2), rel_tol=1e-5)

@@ -132,7 +132,7 @@ def test_a_stopped_and_resumed_run_gives_the_same_bits(tmp_path: Path) -> None:
     parts = train(tmp_path / "parts", steps=20, resume=True)
     weights = load_file(whole.weights), load_file(parts.weights)
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
-    for name in ("likelihood.json", "samples.png", "temperatures.png", "interpolation.png"):
+    for name in ("test.json", "samples.png", "temperatures.png", "interpolation.png"):
         assert (whole.path / name).read_bytes() == (parts.path / name).read_bytes()
     for ours, theirs in zip(whole.history, parts.history, strict=True):
         assert ours["bits_per_dim"] == theirs["bits_per_dim"]
@@ -142,7 +142,7 @@ def test_digits_are_learned_and_tested_on_the_others(tmp_path: Path) -> None:
     """Better than equally likely values, and than it is on digits whose pixels stand in another order."""
     changes = {"steps": 120, "batch_size": 64, "width": 32, "layers": 4, "warmup_steps": 10}
     run = train(tmp_path / "run", learning_rate=3e-3, ema_decay=0.9, **changes)
-    found = json.loads((run.path / "likelihood.json").read_text())
+    found = json.loads((run.path / "test.json").read_text())
     assert found["images"] == 597
     assert found["held_out"] == "the test split of digits"
     assert run.config.data == "digits:train"
@@ -179,7 +179,7 @@ def test_presets_end_to_end(
         for key, value in options.items()
     ]
     assert cli.main(["train", name, "--out", str(out), *words]) == 0
-    assert " bits/dim on " in capsys.readouterr().out
+    assert "bits_per_dim" in capsys.readouterr().out
     for picture in pictures:
         assert (out / picture).is_file()
     assert cli.main(["sample", str(out), "--count", "6"]) == 0
@@ -198,7 +198,7 @@ def test_presets_follow_the_kind_of_the_data() -> None:
 def test_own_points_without_a_test_split(tmp_path: Path) -> None:
     points = pf.data.TOYS["moons"].sample(200, 5).float()
     run = train(tmp_path / "run", "nsf", data=points, steps=2, scales=None)
-    found = json.loads((run.path / "likelihood.json").read_text())
+    found = json.loads((run.path / "test.json").read_text())
     assert found["held_out"].startswith("training data")
     assert "entropy" not in found
     with pytest.raises(ValueError, match="data must be given"):

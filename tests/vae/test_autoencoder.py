@@ -79,7 +79,7 @@ def test_a_linear_one_from_the_command_line_reaches_the_principal_components(
     pca = PCA(4).fit(train)
     best = ((pca.inverse_transform(pca.transform(test)) - test) ** 2).mean()
     found = json.loads((out / "test.json").read_text())
-    assert found["images_are"] == "test split"
+    assert found["held_out"] == "the test split"
     assert found["images"] == 597
     # 1,200 steps would bring it to 1%.
     assert math.isclose(found["mse"], best, rel_tol=0.05)

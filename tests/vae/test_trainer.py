@@ -149,7 +149,7 @@ def test_digits_are_learned_and_tested_on_the_others(tmp_path: Path) -> None:
     run = train(tmp_path / "run", steps=500, learning_rate=3e-3, **changes)
     found = json.loads((run.path / "test.json").read_text())
     assert found["images"] == 597
-    assert found["images_are"] == "test split"
+    assert found["held_out"] == "the test split"
     assert run.config.data == "digits:train"
     assert found["nll"] < -found["elbo"] < 25.5
     images = pf.data.load("digits:test").tensors[0]
@@ -191,7 +191,7 @@ def test_presets_end_to_end(tmp_path: Path, capsys, name: str, changes: dict) ->
 def test_own_data_without_a_test_split(tmp_path: Path) -> None:
     images = torch.rand(20, 1, 12, 12) * 2 - 1
     run = train(tmp_path / "run", data=images, steps=2, network="conv")
-    assert json.loads((run.path / "test.json").read_text())["images_are"].startswith("training")
+    assert json.loads((run.path / "test.json").read_text())["held_out"].startswith("training")
     with pytest.raises(ValueError, match="data must be given"):
         pf.vae.train(run.config_file, out=tmp_path / "other")
 
