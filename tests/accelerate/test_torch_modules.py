@@ -106,6 +106,11 @@ def test_the_layout_of_the_result():
         ours = model(x)
         if y.is_contiguous():
             ours.view(-1)
+    wide = row(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    )
+    pf.accelerate(wide)
+    wide(images()).view(-1)
 
 
 def row(*modules):
