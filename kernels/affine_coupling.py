@@ -19,8 +19,9 @@ from .elementary import arctangent, float_from_bits, hyperbolic_tangent, log1p_u
 from .rows import add_parts, new_sums, plan_rows, zero_sums
 
 # The numbers of csrc/math/affine_coupling.h.
-SCALES = ("exp", "tanh", "sigmoid", "softclamp")
+SCALES = ("exp", "tanh", "sigmoid", "softclamp", "clamped_tanh")
 EXP, TANH, SIGMOID = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+CLAMPED_TANH = tl.constexpr(4)
 
 _numbers = triton.jit(do_not_specialize=("steps", "clamp"))
 
@@ -43,6 +44,10 @@ def scale_at(raw, clamp, SCALE: tl.constexpr, INVERSE: tl.constexpr):
         if SCALE == TANH:
             log = hyperbolic_tangent(raw)
             slope = 1.0 - log * log
+        elif SCALE == CLAMPED_TANH:
+            unit = hyperbolic_tangent(raw)
+            log = clamp * unit
+            slope = clamp * (1.0 - unit * unit)
         elif SCALE != EXP:
             u = raw / clamp
             log = clamp * 0.636 * arctangent(u)

@@ -78,7 +78,7 @@ class VAESystem:
         # where a run was interrupted nor on the number of ranks.
         place = {"seed": config.seed, "sample_offset": fabric.global_rank * len(images)}
         # Not by Fabric's wrapper, which takes longer over the call than the observation takes.
-        x = self.model.observe(images, stream=2 * step, **place)  # type: ignore[arg-type]
+        x = self.model.observe(images, stream=2 * step, **place)
         place["stream"] = 2 * step + 1
         if config.importance_samples > 1:
             terms = model(x, labels, samples=config.importance_samples, **place)

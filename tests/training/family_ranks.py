@@ -9,6 +9,8 @@ from pathlib import Path
 # No batch norm, whose statistics are of a rank's own part of the batch.
 RUNS = {
     "gan": ("wgan-gp", {"data": "8gaussians"}),
+    "flow": ("nsf", {"data": "moons", "clip_norm": 0.2}),
+    "diffusion": ("flow-matching", {"data": "moons"}),
     "vae": ("vae", {"data": "digits"}),
     "autoregressive": ("pixelcnn", {"data": "digits"}),
 }
