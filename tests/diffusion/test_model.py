@@ -273,6 +273,8 @@ def test_every_sampler_draws_the_same_for_a_seed_in_any_batch(process, name):
     torch.testing.assert_close(model.sample(7, 11, sampler=name, steps=5, batch_size=3), whole)
     seeds = torch.tensor([5, 900, 17, 2**40])
     each = model.sample(4, seeds, sampler=name, steps=5)
+    parts = model.sample(4, seeds, sampler=name, steps=5, batch_size=3)
+    torch.testing.assert_close(parts, each, rtol=1e-4, atol=1e-4)
     assert (each[0] - each[1]).abs().max() > 1e-3
     for k in range(4):
         alone = model.sample(1, seeds[k : k + 1], sampler=name, steps=5)
