@@ -130,6 +130,7 @@ class CycleGAN:
     """The system that the training loop drives; arguments as those of `Pix2Pix`."""
 
     averaged: tuple[str, ...] = ("first_to_second", "second_to_first")
+    two_kinds = True
 
     def __init__(self, config: CycleGANConfig, shown: TwoKinds) -> None:
         self.config, self.shown = config, some_of(shown, config.sample_count)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from pyfastgan.data.pairs import PairData, UnpairedData
 from pyfastgan.training.average import WeightAverage
 from pyfastgan.training.checkpoint import (
     CheckpointError,
@@ -83,6 +84,10 @@ def fit(
     sampler.take_part(fabric.global_rank, fabric.world_size)
     seed_all(config.seed)
     system = build()
+    if isinstance(dataset, PairData | UnpairedData) and not getattr(system, "two_kinds", False):
+        raise ValueError(
+            f"data must be images of one kind, or points, for {name}: {config.data!r} has images of two kinds"
+        )
     if config.cuda_graph:
         check_capturable(system, fabric.device, name)
     trainer = _Trainer(system, dataset, sampler, run, fabric)

@@ -26,6 +26,8 @@ class System(Protocol):
             `ema_decay` 0 their current weights) is what is sampled from and what
             weights.safetensors holds.
 
+    A system that is trained on images of two kinds has `two_kinds = True`.
+
     A system whose training has phases has a `phase` besides, the name of the one that it is in, which
     checkpoints hold.
 

@@ -329,3 +329,8 @@ def test_bad_configurations_and_data(tmp_path: Path) -> None:
         ResNetGenerator(10)
     assert not (tmp_path / "run").exists()
     replace(CycleGANConfig(), in_channels=1, out_channels=1)
+
+
+def test_other_models_refuse_images_of_two_kinds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'digits2bold' has images of two kinds"):
+        pf.gan.train("dcgan", data="digits2bold", out=tmp_path / "run", image_size=16)
