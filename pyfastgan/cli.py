@@ -385,50 +385,15 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _evaluate_modes(words: list[str]) -> int:
-    from pyfastgan.gan import mode_suite
+    from pyfastgan.gan import mode_command
 
     parser = _Parser(
         prog="pyfastgan evaluate modes",
         description="Count the modes that runs reach: of the runs given, or of systems that are"
         " trained for it.",
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
-    parser.add_argument(
-        "--data", help="of ring8, grid25, stacked-digits, stacked-mnist:ROOT (default ring8,grid25)"
-    )
-    parser.add_argument(
-        "--systems",
-        default=",".join(mode_suite.SYSTEMS),
-        help="objectives, each with penalties, spectral-norm, orthogonal, pac2 behind plus signs"
-        " (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="(default %(default)s)")
-    parser.add_argument("--steps", type=int, help="of the discriminator in each run")
-    parser.add_argument(
-        "--samples", type=int, help="of the runs given (default 2500, images 26000)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/modes"), help="(default %(default)s)"
-    )
-    args = parser.parse_args(words)
-    if args.samples is not None and args.samples < 1:
-        raise ValueError(f"--samples must be at least 1, got {args.samples}")
-    if args.runs:
-        for run in args.runs:
-            print(f"{run}: {mode_suite.judge_run(run, args.data, args.samples)}")
-        return 0
-    seeds = args.seeds.split(",")
-    if not all(seed.isdigit() for seed in seeds):
-        raise ValueError(f"--seeds must be numbers, got {args.seeds!r}")
-    rows = mode_suite.run_suite(
-        args.systems.split(","),
-        (args.data or "ring8,grid25").split(","),
-        [int(seed) for seed in seeds],
-        args.out,
-        **({} if args.steps is None else {"steps": args.steps}),
-    )
-    print(mode_suite.table(rows))
-    print(args.out / "modes.json")
+    mode_command.add_arguments(parser)
+    mode_command.evaluate_modes(parser.parse_args(words))
     return 0
 
 
