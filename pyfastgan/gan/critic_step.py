@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyfastgan.gan.critic_plan import Plan, Unsupported, read_critic
+from pyfastgan.gan.critic_plan import Plan, Unsupported
 from pyfastgan.gan.objectives import discriminator_loss, get_objective, sample_scores
 from pyfastgan.gan.passes import Batch, Gradients, Setting, autocast_dtype, explicit
 from pyfastgan.gan.penalties import (
@@ -24,6 +24,7 @@ from pyfastgan.gan.penalties import (
     get_penalty,
     penalty_and_norm,
 )
+from pyfastgan.gan.plan_reader import read_critic
 
 
 @dataclass(frozen=True)

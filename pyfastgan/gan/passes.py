@@ -1,6 +1,6 @@
 """The passes of a fused step over the layers of a critic.
 
-Where a critic can be taken apart (`critic_plan`), its loss and its gradient penalty take one forward
+Where a critic can be taken apart (`plan_reader`), its loss and its gradient penalty take one forward
 pass, one backward pass of cotangents, one pass of tangents through the penalised samples and **one**
 weight gradient a layer: no double backward, and nothing that `torch.compile(fullgraph=True)` cannot
 follow. `docs/gradient-penalties.md` derives the scheme.
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan.gan.critic_plan import Plan
-from pyfastgan.gan.linearised import Affine, Kept, per_sample
+from pyfastgan.gan.linearised import Kept, per_sample
+from pyfastgan.gan.linearised_maps import Affine
 from pyfastgan.gan.objectives import discriminator_loss, discriminator_slopes, sample_scores
 from pyfastgan.gan.penalties import get_penalty, penalty_gradient, penalty_points
 from pyfastgan.gan.sources import Pull
