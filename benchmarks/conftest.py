@@ -6,6 +6,7 @@ own table times our side alone, for comparing revisions with --benchmark-save an
 """
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 from pyfastgan.bench import HEADER, Bench, NoisyMachine, line
 from pyfastgan.ops._registry import ops
+
+sys.path.insert(0, str(Path(__file__).parent))  # suites share contestants
 
 
 def pytest_addoption(parser):

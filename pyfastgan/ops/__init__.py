@@ -5,6 +5,7 @@ the file's name.
 """
 
 from ._glow_step import glow_step, glow_steps
+from ._sample_discretized_mix_logistic import sample_discretized_mix_logistic
 from .affine_coupling import affine_coupling
 from .bernoulli_nll import bernoulli_nll
 from .bias_act import bias_act
@@ -21,7 +22,6 @@ from .norm_act import norm_act
 from .random import random_normal, random_uniform, random_words
 from .rational_quadratic_spline import rational_quadratic_spline
 from .reparameterize import reparameterize
-from .sample_discretized_mix_logistic import sample_discretized_mix_logistic
 from .upfirdn2d import upfirdn2d
 
 __all__ = [

@@ -159,7 +159,9 @@ def decode(run: Run | str | Path, codes: Tensor | tuple[Tensor, Tensor]) -> Tens
             are none of the codebook.
     """
     model = load(run)
-    if isinstance(model, VAE) and model.classes is None and isinstance(codes, Tensor):
+    vectors = isinstance(codes, Tensor) and codes.is_floating_point()
+    if isinstance(model, VAE) and model.classes is None and vectors:
+        assert isinstance(codes, Tensor)
         if codes.shape[1:] != (model.latent_dim,):
             raise ValueError(
                 f"codes must be of shape (N, {model.latent_dim}), got {tuple(codes.shape)}"

@@ -292,7 +292,7 @@ def test_the_command_line(
     small = [f"--{key}={value}" for key, value in TINY.items()]
     words = ["train", "pixelcnn", "--codes", "vq", "--out", "prior", *small]
     assert cli.main(words) == 0
-    assert "test split, 16 images: nll" in capsys.readouterr().out
+    assert "the test split: images 16, nll" in capsys.readouterr().out
     assert cli.main([*words, "--resume", "--steps", "5"]) == 0
     assert cli.main(["sample", "prior", "--count", "3", "--out", "new.png"]) == 0
     from PIL import Image

@@ -196,4 +196,7 @@ def test_outputs_too_large_for_the_caches(backend):
         whole = run(slice(0, 4))
         parts = [run(slice(k, k + 1)) for k in range(4)]
     for one, several in zip(whole, zip(*parts)):
-        torch.testing.assert_close(one, torch.cat(several), rtol=0, atol=0)
+        if backend == "cpu":
+            assert torch.equal(one, torch.cat(several))
+        else:  # torch's sums are cut by the number of samples
+            torch.testing.assert_close(one, torch.cat(several), rtol=1e-5, atol=1e-3)

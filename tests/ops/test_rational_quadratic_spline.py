@@ -354,7 +354,7 @@ def test_one_tensor_of_all_logits(inverse):
     results = []
     for backend in BACKENDS:
         with pf.use_backend(backend):
-            s = _settings(inverse, "linear", 2.0, 1e-3, 1e-3, 1e-3, False, "nflows")
+            s = _settings(inverse, "linear", 2.0, 1e-3, 1e-3, 1e-3, False, "nflows", 1.0)
             one = _call(x, packed, None, None, s)
             three = spline(x, *packed.split((7, 7, 6), -1), tail_bound=2.0, inverse=inverse)
             for outputs in (one, three):
@@ -387,7 +387,7 @@ def test_the_reference_s_backward_is_autograd_s():
         exact = derivatives(call, x, (w, h, d), torch.float64)
         s = _settings(
             kwargs.get("inverse", False), "linear", 1.0, 1e-3, 1e-3, 1e-3, True,
-            kwargs.get("parameterisation", "nflows"),
+            kwargs.get("parameterisation", "nflows"), 1.0,
         )  # fmt: skip
         g = torch.Generator().manual_seed(7)
         dy, dlog = (torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in "yl")

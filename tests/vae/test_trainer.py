@@ -180,7 +180,7 @@ def test_presets_end_to_end(tmp_path: Path, capsys, name: str, changes: dict) ->
     ]
     assert cli.main(["train", name, "--out", str(out), *words]) == 0
     printed = capsys.readouterr().out
-    assert "test split, " in printed
+    assert "the test split: " in printed
     assert "samples 2, elbo" in printed
     assert (out / "reconstructions.png").is_file()
     assert cli.main(["sample", str(out), "--count", "6"]) == 0

@@ -94,7 +94,7 @@ def test_digits_end_to_end(tmp_path: Path, capsys) -> None:
     options = {**TINY, "steps": 150, "width": 16, "learning_rate": 3e-3, "batch_size": 64}
     words = [f"--{key}={value}" for key, value in options.items()]
     assert cli.main(["train", "vq-vae", "--data", "digits", "--out", str(out), *words]) == 0
-    assert "test split, 597 images: mse" in capsys.readouterr().out
+    assert "the test split: images 597, mse" in capsys.readouterr().out
     assert cli.main(["sample", str(out), "--count", "4"]) == 0
     with safe_open(out / "codes.safetensors", "pt") as file:
         assert file.metadata() == {"codes": "16"}

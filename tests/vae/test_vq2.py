@@ -132,7 +132,7 @@ def test_from_images_to_new_images(tmp_path: Path, capsys) -> None:
     options = ["--layers=2", "--width=8", "--steps=30", "--batch_size=64", "--sample_every=0"]
     words = ["train", "pixelcnn", "--codes", str(out), "--out", str(prior), *options]
     assert cli.main([*words, "--accelerator=cpu"]) == 0
-    assert "test split, 597 images: nll" in capsys.readouterr().out
+    assert "the test split: images 597, nll" in capsys.readouterr().out
     record = json.loads((prior / "test.json").read_text())
     assert record["bits_per_dim"] < 4, "fewer than log2(16)"
     assert cli.main(["sample", str(prior), "--count", "4", "--out", str(tmp_path / "new.png")]) == 0
