@@ -50,6 +50,7 @@ def main():
             sweeps[row["sweep"]].append(row)
     if rows:
         draw_speedups(rows, images / "benchmarks-speedup.svg")
+        draw_limits(rows, images / "benchmarks-limit.svg")
     if sweeps:
         draw_sweeps(sweeps, images / "benchmarks-size.svg")
     page = options.docs / "benchmarks.md"
@@ -101,7 +102,13 @@ def text(results, rows, sweeps, gpu=None):
         table(losing) if losing else "No row, against anyone.",
     ]
     if rows:
-        parts += ["## Rows", "![Speed-up of every row](images/benchmarks-speedup.svg)", table(rows)]
+        parts += [
+            "## Rows",
+            "![Speed-up of every row](images/benchmarks-speedup.svg)",
+            "How far each row is from what the machine's bytes and operations allow:",
+            "![Time over the limit](images/benchmarks-limit.svg)",
+            table(rows),
+        ]
     parts += gpu_parts(rows, gpu)
     if sweeps:
         parts += ["## Size", "![Time an element by size](images/benchmarks-size.svg)"]
@@ -212,6 +219,26 @@ def draw_speedups(rows, path):
     axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("speed-up (1x = as fast)")
+    axes.legend()
+    save(figure, path)
+
+
+def draw_limits(rows, path):
+    """Bars of our time and eager's over the physical limit, on a logarithmic axis."""
+    rows = [row for row in rows if row["limit"]]
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.3 * len(rows)), layout="constrained")
+    for shift, name in ((0.19, "ours"), (-0.19, "eager")):
+        found = [row["contestants"].get(name, {}).get("seconds") for row in rows]
+        places = [k + shift for k, seconds in enumerate(found) if seconds]
+        ratios = [s / row["limit"] for s, row in zip(found, rows) if s]
+        axes.barh(places, [r - 1 for r in ratios], 0.36, left=1, color=COLOURS[name], label=name)
+    axes.axvline(1, color=COLOURS["limit"], linewidth=1.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.margins(y=0.02)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}, {row['shape']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("time over the limit (1x = the limit)")
     axes.legend()
     save(figure, path)
 

@@ -251,6 +251,18 @@ def test_whole_step_compiles(name: str, loss: str, penalty: str | None) -> None:
     compiled_equals_eager(name, loss, penalty, "aot_eager")
 
 
+@pytest.mark.parametrize(
+    ("name", "loss", "penalty"),
+    [
+        ("leaky relu", "relativistic", "r1r2"),
+        ("leaky relu", "wgan", "wgan-gp"),
+        ("instance norm", "non-saturating", "r1"),
+    ],
+)
+def test_whole_step_compiles_with_inductor(name: str, loss: str, penalty: str) -> None:
+    compiled_equals_eager(name, loss, penalty, "inductor")
+
+
 def test_compiled_step_adds_to_gradients() -> None:
     critic, (real, fake) = critics.plain(), batch(torch.float32)
     torch._dynamo.reset()
