@@ -9,11 +9,13 @@ and weight gradients of the fused scheme at the rate of a matrix product.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyfastgan.gan import (
@@ -130,13 +132,71 @@ def real_half(net: nn.Module, real: torch.Tensor) -> tuple[Any, Any]:
     return fused, eager
 
 
-def compiled(run: Any) -> Any:
+def compiled_forms(
+    net: nn.Module, real: torch.Tensor, fake: torch.Tensor, loss: str, penalty: str
+) -> dict[str, Any]:
+    """The ways around what `torch.compile` says to `autograd.grad` in a step, each in its best form."""
+    params = list(net.parameters())
+
+    def gradients(real: torch.Tensor, fake: torch.Tensor) -> Any:
+        return torch.autograd.grad(eager_loss(net, real, fake, loss, penalty), params)
+
+    def functional(real: torch.Tensor, fake: torch.Tensor) -> Any:
+        def total(weights: Any) -> torch.Tensor:
+            def judge(x: torch.Tensor) -> torch.Tensor:
+                return torch.func.functional_call(net, weights, (x,))[:, 0]
+
+            g = torch.func.grad(lambda x: judge(x).sum())(real)
+            found = discriminator_loss(loss, judge(real), judge(fake))
+            return found + 5 * g.square().sum((1, 2, 3)).mean()
+
+        return torch.func.grad(total)(dict(net.named_parameters()))
+
     torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(run)
+    flagged, nested = torch.compile(gradients), torch.compile(functional)
+    return {
+        "compile": traced(net, real, fake, loss, penalty),
+        "trace_autograd_ops": lambda: flagged(real, fake),
+        "torch.func": lambda: nested(real, fake),
+    }
+
+
+def traced(
+    net: nn.Module, real: torch.Tensor, fake: torch.Tensor, loss: str, penalty: str | None
+) -> Any:
+    """The whole eager step, both of its backward passes written out by `make_fx`, and compiled."""
+    params = list(net.parameters())
+
+    def gradients(real: torch.Tensor, fake: torch.Tensor) -> Any:
+        return torch.autograd.grad(eager_loss(net, real, fake, loss, penalty), params)
+
+    found: list[Any] = []
+
+    def run() -> Any:
+        if not found:
+            found.append(torch.compile(make_fx(gradients)(real, fake)))
+        with torch.no_grad():
+            return found[0](real, fake)
+
+    return run
+
+
+def _of_features(feature: Any, weight: Any) -> int:
+    """Operations of a convolution of ours whose features and weight have these shapes."""
+    return 2 * math.prod(feature) * math.prod(weight[1:])
+
+
+OURS = {
+    torch.ops.pyfastgan.edge_conv: lambda x, w, *_, out_shape, **__: _of_features(out_shape, w),
+    torch.ops.pyfastgan.edge_conv_transpose: lambda x, w, *_, **__: _of_features(x, w),
+    torch.ops.pyfastgan.edge_conv_weight: lambda x, dy, *_, out_shape, **__: _of_features(
+        dy, out_shape[0]
+    ),
+}
 
 
 def flops(call: Any) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OURS) as counter:
         call()
     return counter.get_total_flops()
 
@@ -144,45 +204,61 @@ def flops(call: Any) -> float:
 REAL_HALF = [
     (16, 32, "contiguous"),
     (64, 32, "channels last"),
-    (64, 32, "contiguous"),
     (16, 64, "contiguous"),
+    (64, 32, "contiguous"),
     (32, 64, "channels last"),
 ]
 STEPS = [
-    ("non-saturating", "r1", "none"),
-    ("relativistic", "r1r2", "none"),
-    ("wgan", "wgan-gp", "none"),
-    ("wgan", "wgan-gp", "instance"),
-    ("wgan", "wgan-gp", "layer"),
+    ("non-saturating", "r1", "none", "contiguous"),
+    ("non-saturating", "r1", "none", "channels last"),
+    ("relativistic", "r1r2", "none", "contiguous"),
+    ("wgan", "wgan-gp", "none", "contiguous"),
+    ("wgan", "wgan-gp", "instance", "contiguous"),
+    ("wgan", "wgan-gp", "layer", "contiguous"),
+    ("relativistic", "r1r2", "none", "channels last"),
+    ("wgan", "wgan-gp", "none", "channels last"),
+    ("wgan", "wgan-gp", "instance", "channels last"),
+    ("wgan", "wgan-gp", "layer", "channels last"),
 ]
 
 
-def report(measure: Any, benchmark: Any, row: Row) -> None:
-    result = measure(row, [ops()["bias_act"]])
+def pytest_generate_tests(metafunc: Any) -> None:
+    """With --quick the first shapes of each table."""
+    quick = metafunc.config.option.quick
+    if "pixels" in metafunc.fixturenames:
+        metafunc.parametrize(("batch", "pixels", "layout"), REAL_HALF[: 3 if quick else None])
+    elif "penalty" in metafunc.fixturenames:
+        names = ("loss", "penalty", "norm", "layout")
+        metafunc.parametrize(names, STEPS[: 6 if quick else None])
+
+
+def report(measure: Any, benchmark: Any, row: Row, compiled: bool) -> None:
+    result = measure(row, [ops()["edge_conv"], ops()["bias_act"]], compile_eager=compiled)
     benchmark.extra_info |= result["ratios"]
-    benchmark(row.make()["ours"])
+    benchmark.pedantic(row.make()["ours"], rounds=3)
 
 
-@pytest.mark.parametrize(("batch", "pixels", "layout"), REAL_HALF)
 def test_real_half_with_r1(
     measure: Any, benchmark: Any, batch: int, pixels: int, layout: str
 ) -> None:
     def make() -> dict[str, Any]:
         net, (real, _) = laid(critic(pixels), layout), data(batch, pixels, layout)
         ours, eager = real_half(net, real)
-        return {"ours": ours, "eager": eager, "compile": compiled(eager)}
+        return {"ours": ours, "eager": eager}
 
     shape = f"{batch},3,{pixels},{pixels} {layout}"
     work = flops(make()["ours"])
-    report(measure, benchmark, Row("real half of a critic step with R1", shape, make, 0, work))
+    row = Row("real half of a critic step with R1", shape, make, 0, work)
+    report(measure, benchmark, row, compiled=False)
 
 
-@pytest.mark.parametrize(("loss", "penalty", "norm"), STEPS)
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_critic_step(
-    measure: Any, benchmark: Any, loss: str, penalty: str, norm: str, layout: str
+    measure: Any, benchmark: Any, request: Any, loss: str, penalty: str, norm: str, layout: str
 ) -> None:
     batch, pixels = 32, 32
+    # Compiling takes longer than measuring: each penalty once, and with --quick R1 alone.
+    compiled = norm == "none" and layout == "contiguous"
+    compiled = compiled and (penalty == "r1" or not request.config.option.quick)
 
     def make() -> dict[str, Any]:
         net = laid(critic(pixels, norm=NORMS[norm]), layout)
@@ -192,20 +268,21 @@ def test_critic_step(
             net.zero_grad()
             critic_step(net, real, fake, loss=loss, penalty=penalty)
 
-        def gradients() -> Any:
-            return torch.autograd.grad(
-                eager_loss(net, real, fake, loss, penalty), list(net.parameters())
-            )
-
         def eager() -> None:
             net.zero_grad()
             eager_loss(net, real, fake, loss, penalty).backward()
 
-        return {"ours": ours, "eager": eager, "compile": compiled(gradients)}
+        found = {"ours": ours, "eager": eager}
+        if compiled and penalty == "r1":
+            found |= compiled_forms(net, real, fake, loss, penalty)
+        elif compiled:
+            found["compile"] = traced(net, real, fake, loss, penalty)
+        return found
 
-    name = f"critic step, {loss}, {penalty}, norm {norm}"
+    name = f"critic step, {loss}, {penalty}" + ("" if norm == "none" else f", {norm} norm")
     work = flops(make()["ours"])
-    report(measure, benchmark, Row(name, f"{batch},3,{pixels},{pixels} {layout}", make, 0, work))
+    row = Row(name, f"{batch},3,{pixels},{pixels} {layout}", make, 0, work)
+    report(measure, benchmark, row, compiled)
 
 
 @pytest.mark.parametrize(("size", "width"), [("as large", 64), ("small", 16)])
@@ -239,4 +316,5 @@ def test_adversarial_step(measure: Any, benchmark: Any, size: str, width: int) -
 
     name = f"adversarial step, R1 + R2, simultaneous, generator {size}"
     work = flops(make()["ours"])
-    report(measure, benchmark, Row(name, f"{batch},3,{pixels},{pixels}", make, 0, work))
+    row = Row(name, f"{batch},3,{pixels},{pixels}", make, 0, work)
+    report(measure, benchmark, row, compiled=False)

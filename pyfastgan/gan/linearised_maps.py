@@ -22,6 +22,10 @@ from pyfastgan.gan.linearised import (
     sum_to,
     weighted_sum,
 )
+from pyfastgan.ops.edge_conv import _conv as _edge_conv
+from pyfastgan.ops.edge_conv import _transpose as _edge_transpose
+from pyfastgan.ops.edge_conv import _weight as _edge_weight
+from pyfastgan.ops.edge_conv import plan as _served_by
 
 aten = torch.ops.aten
 
@@ -45,10 +49,37 @@ class Affine(Layer):
     def weights(self) -> tuple[int, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    @property
+    def transposed(self) -> bool:
+        return self.conv is not None and bool(self.conv[3])
+
+    def _edge(self, weight: Tensor) -> tuple[int, int] | None:
+        """Stride and padding, where the layer is at an image's edge and `edge_conv` has kernels for it."""
+        if self.conv is None or weight.dim() != 4:
+            return None
+        stride, padding, dilation, _, _, groups = self.conv
+        if any(len(set(along)) > 1 for along in (stride, padding)) or max(dilation) * groups > 1:
+            return None
+        # Of results of one place, which the kernels serve too, a size that is none asks nothing.
+        served = _served_by(weight, stride[0], features_size=(0, 0))
+        return (stride[0], padding[0]) if served == "edge" else None
+
     def _apply(self, w: Weights, x: Tensor, bias: Maybe) -> Tensor:
+        weight = w[self.weight]
         if self.conv is None:
-            return torch.nn.functional.linear(x, w[self.weight], bias)
-        return aten.convolution.default(x, w[self.weight], bias, *self.conv)
+            return torch.nn.functional.linear(x, weight, bias)
+        edge = self._edge(weight)
+        if edge is None:
+            return aten.convolution.default(x, weight, bias, *self.conv)
+        if not self.transposed:
+            # What follows is faster so, and one channel alone does not show its layout.
+            return _edge_conv(x, weight, *edge, True, bias)
+        size = (
+            (x.size(k) - 1) * edge[0] - 2 * edge[1] + weight.size(k) + self.conv[4][k - 2]
+            for k in (2, 3)
+        )
+        y = _edge_transpose(x, weight, *edge, *size)
+        return y if bias is None else y + bias.reshape(-1, 1, 1)
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
         x = xs[0].to(w[self.weight].dtype)
@@ -59,11 +90,16 @@ class Affine(Layer):
         dy = dy.to(weight.dtype)
         if self.conv is None:
             return dy @ weight
-        # Of x only the shape and the layout matter. The one place for a kernel of image edges.
-        mask = (True, False, False)
-        return aten.convolution_backward.default(
-            dy, x.to(weight.dtype), weight, None, *self.conv, mask
-        )[0]
+        edge = self._edge(weight)
+        if edge is None:
+            # Of x only the shape and the layout matter.
+            mask = (True, False, False)
+            return aten.convolution_backward.default(
+                dy, x.to(weight.dtype), weight, None, *self.conv, mask
+            )[0]
+        if self.transposed:
+            return _edge_conv(dy, weight, *edge, True)
+        return _edge_transpose(dy, weight, *edge, *x.shape[2:])
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         assert ts[0] is not None
@@ -75,8 +111,12 @@ class Affine(Layer):
         dy, h = dy.to(weight.dtype), h.to(weight.dtype)
         if self.conv is None:
             return dy.reshape(-1, dy.size(-1)).t() @ h.reshape(-1, h.size(-1))
-        mask = (False, True, False)
-        return aten.convolution_backward.default(dy, h, weight, None, *self.conv, mask)[1]
+        edge = self._edge(weight)
+        if edge is None:
+            mask = (False, True, False)
+            return aten.convolution_backward.default(dy, h, weight, None, *self.conv, mask)[1]
+        image, feature = (dy, h) if self.transposed else (h, dy)
+        return _edge_weight(image, feature, *edge, *weight.shape[2:])[0]
 
     def bias_gradient(self, dy: Tensor, a: Maybe) -> Tensor:
         return weighted_sum(dy, a, -1 if self.conv is None else 1)

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from pyfastgan.gan.critic_plan import Plan
 from pyfastgan.gan.linearised import Kept, per_sample
 from pyfastgan.gan.linearised_maps import Affine
-from pyfastgan.gan.objectives import discriminator_loss, discriminator_slopes, sample_scores
+from pyfastgan.gan.objectives import (
+    discriminator_loss,
+    discriminator_slopes,
+    get_objective,
+    sample_scores,
+)
 from pyfastgan.gan.penalties import get_penalty, penalty_gradient, penalty_points
 from pyfastgan.gan.sources import Pull
 
@@ -27,6 +32,9 @@ Gradients = list[tuple[nn.Parameter, Tensor]]
 
 # oneDNN's convolutions are faster so, and pass on the layout to all that follows.
 _CHANNELS_LAST = torch.backends.mkldnn.is_available()
+
+# Elements of a batch from which its parts are worth passes of their own, which need less memory.
+_LARGE = 1 << 16
 
 
 @dataclass
@@ -76,38 +84,80 @@ class Batch:
         self.x = laid_out(torch.cat([parts[name] for name in order]))
         condition = setting.condition
         self.condition = None if condition is None else torch.cat([condition] * len(order))
-        self.tangents = len(points) * self.count
         wanted = points + (["fake"] if samples_too and "fake" not in points else [])
         self.wanted = len(wanted) * self.count
         self.order = order
 
     def run(self) -> tuple[Tensor, Tensor, Gradients]:
         """The adversarial loss, the penalty and the gradients."""
-        plan, count = self.plan, self.count
+        plan, wanted, loss = self.plan, self.wanted, self.setting.loss
         weights, pulls = effective_weights(plan, self.setting.low)
-        values, kept = forward(plan, weights, self.x, self.condition)
-        output = values.pop(plan.output)
-        scores = half_to_float(sample_scores(output, len(output)))
-        real, fake = scores[self.at["real"]], scores[self.at["fake"]]
-        self.scores = real, fake
-        adversarial = discriminator_loss(self.setting.loss, real, fake)
-        slopes = dict(zip(("real", "fake"), discriminator_slopes(self.setting.loss, real, fake)))
+        end = len(self.x)
+        found: list[Tensor | None] = [None] * len(weights)
+        scores: dict[str, Tensor] = {}
+        if 0 < wanted < end and self.x.numel() >= _LARGE:
+            # One after the other, so that what the passes keep of the others is gone when the first begin,
+            # unless the loss looks at both.
+            rest = self._judge(weights, slice(wanted, end), scores)
+            pairs = get_objective(loss).pairs
+            first = self._judge(weights, slice(0, wanted), scores) if pairs else None
+            some = next(iter(scores.values()))
+            slopes = discriminator_slopes(loss, scores.get("real", some), scores.get("fake", some))
+            found = self._gradients(weights, rest, slice(wanted, end), slopes)[1]
+            del rest
+            at = slice(0, wanted)
+            first = self._judge(weights, at, scores) if first is None else first
+        else:
+            at = slice(0, end)
+            first = self._judge(weights, at, scores)
+        real, fake = self.scores = scores["real"], scores["fake"]
+        adversarial = discriminator_loss(loss, real, fake)
+        slopes = discriminator_slopes(loss, real, fake)
+        penalty, gradients = self._gradients(weights, first, at, slopes)
+        for k, gradient in enumerate(found):
+            own = gradients[k]
+            if gradient is not None:
+                gradients[k] = gradient if own is None else own + gradient
+        return adversarial, penalty.to(adversarial.dtype), pulled(plan, pulls, gradients)
 
-        scale = self.setting.loss_scale
+    def _judge(
+        self, weights: list[Tensor], at: slice, scores: dict[str, Tensor]
+    ) -> tuple[dict[int, Tensor], list[Kept], Tensor]:
+        """The forward pass of a part of the batch; writes its `scores` by name."""
+        condition = None if self.condition is None else self.condition[at]
+        values, kept = forward(self.plan, weights, self.x[at], condition)
+        output = values.pop(self.plan.output)
+        judged = half_to_float(sample_scores(output, len(output)))
+        for name, own in self.at.items():
+            if at.start <= own.start < at.stop and name in ("real", "fake"):
+                scores[name] = judged[own.start - at.start : own.stop - at.start]
+        return values, kept, output
+
+    def _gradients(
+        self,
+        weights: list[Tensor],
+        judged: tuple[dict[int, Tensor], list[Kept], Tensor],
+        part: slice,
+        slopes: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The penalty, and by weight the gradients of a part of the batch, the first or the last."""
+        plan, count, scale = self.plan, self.count, self.setting.loss_scale
+        by_name = dict(zip(("real", "fake"), slopes, strict=True))
+        zero = torch.zeros_like(slopes[0])
+        values, kept, output = judged
         starts, factors = [], []
         for name in self.order:
-            one = torch.ones_like(real)
-            slope = slopes.get(name, torch.zeros_like(real))
-            shared = self.at[name].stop <= self.wanted
+            own = self.at[name]
+            if not part.start <= own.start < part.stop:
+                continue
+            slope, one = by_name.get(name, zero), torch.ones_like(zero)
+            shared = own.stop <= self.wanted
             starts.append(one * (scale / count) if shared else slope * scale)
             factors.append(slope * count if shared else one)
-        start = torch.cat(starts)
-        factor = torch.cat(factors)
-        deltas, by_sample = backward(plan, weights, values, kept, start, output, self.wanted)
-
-        penalty = torch.zeros_like(adversarial)
-        tangent = None
-        if self.wanted:
+        wanted = self.wanted if part.start == 0 else 0
+        deltas, by_sample = backward(plan, weights, values, kept, torch.cat(starts), output, wanted)
+        penalty, tangent = zero.sum(), None
+        if wanted:
             assert by_sample is not None
             gradient = half_to_float(by_sample) * (count / scale)
             self.by_sample = gradient
@@ -122,10 +172,18 @@ class Batch:
                     moved.append(v * count)
                 tangent = torch.cat(moved) if len(moved) > 1 else moved[0]
         only_points = "between" in self.points or "around" in self.points
-        gradients = weight_gradients(
-            plan, weights, values, kept, deltas, factor, tangent, self.wanted, only_points
+        found = weight_gradients(
+            plan,
+            weights,
+            values,
+            kept,
+            deltas,
+            torch.cat(factors),
+            tangent,
+            wanted,
+            only_points,
         )
-        return adversarial, penalty, pulled(plan, pulls, gradients)
+        return penalty, found
 
     def fake_gradient(self, slope: Tensor) -> Tensor:
         """loss_scale * slope_i * dD/dx_i at the generated samples."""

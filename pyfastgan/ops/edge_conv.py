@@ -45,6 +45,7 @@ from ._common import (
     needs_grad,
     under_autocast,
 )
+from ._recompute import forgetting
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 from .bias_act import ACTIVATIONS, bias_act, bias_act_reference, differentiable_backward
 
@@ -575,23 +576,24 @@ def edge_conv(
         bias = bias.to(x.dtype)
     extent = tuple(_size(x.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
     served = plan(weight, stride, features_size=extent, padding=padding)  # type: ignore[arg-type]
-    if forward_mode() or served != "edge":
-        if served == "matrix":
-            y = _to_points(x, weight)
-        else:
-            y = F.conv2d(x, weight, None, stride, padding)
-        return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
-    if channels_last is None:
-        channels_last = _is_last(x) or _is_last(weight)
-    settings = (stride, padding, channels_last)
-    negative = {"linear": 1.0, "relu": 0.0, "leaky_relu": float(slope)}.get(act)
-    if negative is None:
-        return bias_act(_call(_Conv, _conv, x, weight, *settings), bias, act, slope=slope)
-    if negative == 1.0 and bias is None:
-        return _call(_Conv, _conv, x, weight, *settings)
-    if needs_grad(x, weight, bias):
-        return apply(_ConvAct, x, weight, bias, negative, *settings)
-    return _conv(x, weight, *settings, bias, negative)
+    with forgetting(x, weight):
+        if forward_mode() or served != "edge":
+            if served == "matrix":
+                y = _to_points(x, weight)
+            else:
+                y = F.conv2d(x, weight, None, stride, padding)
+            return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
+        if channels_last is None:
+            channels_last = _is_last(x) or _is_last(weight)
+        settings = (stride, padding, channels_last)
+        negative = {"linear": 1.0, "relu": 0.0, "leaky_relu": float(slope)}.get(act)
+        if negative is None:
+            return bias_act(_call(_Conv, _conv, x, weight, *settings), bias, act, slope=slope)
+        if negative == 1.0 and bias is None:
+            return _call(_Conv, _conv, x, weight, *settings)
+        if needs_grad(x, weight, bias):
+            return apply(_ConvAct, x, weight, bias, negative, *settings)
+        return _conv(x, weight, *settings, bias, negative)
 
 
 def edge_conv_transpose(
@@ -632,12 +634,13 @@ def edge_conv_transpose(
         )
     extent = (x.size(2), x.size(3))
     served = plan(weight, stride, features_size=extent, padding=padding + output_padding)
-    if forward_mode() or served == "torch":
-        settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
-        return edge_conv_transpose_reference(x, weight, **settings)
-    if served == "matrix":
-        return _of_points(x, weight)
-    return _call(_Transpose, _transpose, x, weight, stride, padding, height, width)
+    with forgetting(x, weight):
+        if forward_mode() or served == "torch":
+            settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
+            return edge_conv_transpose_reference(x, weight, **settings)
+        if served == "matrix":
+            return _of_points(x, weight)
+        return _call(_Transpose, _transpose, x, weight, stride, padding, height, width)
 
 
 def _to_points(x: Tensor, weight: Tensor) -> Tensor:

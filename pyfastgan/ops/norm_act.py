@@ -59,6 +59,7 @@ from ._common import (
     forward_mode,
     needs_grad,
 )
+from ._recompute import note
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 from .bias_act import ACTIVATIONS
 
@@ -241,7 +242,7 @@ def _backward_backward_fake(
     return torch.empty_like(dense(x)), torch.empty_like(dense(x)), *_sums(x)
 
 
-_KERNEL_NORMS = ("batch", "group", "affine")  # numbered as in csrc/cpu/norm_act.cpp
+_KERNEL_NORMS = ("batch", "group", "affine")  # numbered as in csrc/cpu/norm_act_loops.h
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -340,6 +341,10 @@ _backward_backward = Kernel(
     cpu=_backward_backward_cpu,
     triton="norm_act:norm_act_backward_backward",
 )
+
+
+def _first(*arguments: Any) -> Tensor:
+    return _forward(*arguments)[0]
 
 
 class _NormAct(torch.autograd.Function):
@@ -646,6 +651,8 @@ def norm_act(
     arguments = (x, *parts, float(eps), act, float(slope))
     needed = needs_grad(x, parts[0], parts[1])
     y, mean, var = apply(_NormAct, *arguments) if needed else _forward(*arguments)
+    if needed:
+        note(y, _first, *arguments)
     if running_mean is not None and running_var is not None and training and x.numel():
         _update(running_mean, running_var, mean, var, momentum, _count(x, norm, groups))
     return y

@@ -114,6 +114,22 @@ def old_hooks() -> nn.Module:
     ).eval()
 
 
+def edges() -> nn.Module:
+    """Layers of few channels on one side, which `edge_conv` has kernels for: both kinds of convolution, with a
+    bias that the activation adds, one that the layer adds, and none."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(8, 2, 4, 2, 1),
+        nn.Conv2d(2, 9, 3, 1, 1, bias=False),
+        nn.ReLU(),
+        nn.ConvTranspose2d(9, 1, 2, 2, 0),
+        nn.LeakyReLU(0.1),
+        nn.Flatten(),
+        nn.Linear(256, 1),
+    )
+
+
 # In evaluation mode batch norm is an affine map.
 CRITICS = {
     "leaky relu": plain,
@@ -136,6 +152,7 @@ CRITICS = {
         EqualConv(3, 6, 4, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1)
     ),
     "functional": Functional,
+    "edges": edges,
     "blocks, patches": lambda: FusedSequential(
         ConvBlock(3, 6, 4, 2, 1),
         BiasAct(6, "leaky_relu", gain=1.4, clamp=1.0),

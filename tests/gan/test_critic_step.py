@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import warnings
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfastgan as pf
-from pyfastgan.gan import critic_step, discriminator_loss, gradient_penalty
+from pyfastgan.gan import critic_step, discriminator_loss, gradient_penalty, passes
 from pyfastgan.gan.objectives import sample_scores
+from pyfastgan.ops.edge_conv import _CPU_KERNELS
 
 COUNT = 4
 
@@ -148,6 +150,88 @@ def test_samples_that_are_no_images(dims: int, shape: tuple[int, ...]) -> None:
     exact = by_autograd(critic, real, fake, "wgan", "wgan-gp", seed=1)
     found = by_step(critic, real, fake, "wgan", "wgan-gp", seed=1)
     assert max(errors(found, exact).values()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "penalty"),
+    [
+        # The generated samples first and gone; a loss of pairs, which needs both; the real samples first.
+        ("leaky relu", "non-saturating", "r1"),
+        ("silu", "relativistic", "r1"),
+        ("spectral norm", "minimax", "r2"),
+        # Both before the points between or around them; labels.
+        ("projection", "wgan", "wgan-gp"),
+        ("instance norm", "hinge", "dragan"),
+    ],
+)
+def test_large_batches_take_their_passes_in_parts(
+    monkeypatch: pytest.MonkeyPatch, name: str, loss: str, penalty: str
+) -> None:
+    critic, (real, fake) = critics.make(name), batch()
+    more = {"weight": 20.0, "seed": 1, "condition": critics.condition(name, COUNT)}
+    exact = by_autograd(critic, real, fake, loss, penalty, **more)
+    monkeypatch.setattr(passes, "_LARGE", 1)
+    sizes: list[int] = []
+    forward = passes.forward
+
+    def watched(plan: Any, weights: Any, x: Tensor, condition: Any) -> Any:
+        sizes.append(len(x))
+        return forward(plan, weights, x, condition)
+
+    monkeypatch.setattr(passes, "forward", watched)
+    for key, error in errors(by_step(critic, real, fake, loss, penalty, **more), exact).items():
+        assert error < 1e-9, key
+    assert sizes == ([COUNT, COUNT] if penalty in ("r1", "r2") else [2 * COUNT, COUNT])
+
+
+def test_a_step_needs_less_memory_than_autograd() -> None:
+    """At most 0.8 of it under R1, in bytes of torch's allocator beyond those at the start."""
+    critic = nn.Sequential(
+        nn.Conv2d(3, 16, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 1, 8),
+        nn.Flatten(),
+    )
+    real, fake = torch.randn(2, 12, 3, 32, 32)
+
+    def peak(run: Callable[[], Any]) -> int:
+        run()
+        with torch.profiler.profile(profile_memory=True) as found:
+            run()
+        events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+        held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+        return max(held)
+
+    ours = peak(lambda: critic_step(critic, real, fake, loss="non-saturating", penalty="r1"))
+    theirs = peak(lambda: by_autograd(critic, real, fake, "non-saturating", "r1"))
+    assert ours <= 0.8 * theirs
+
+
+@pytest.mark.skipif(not _CPU_KERNELS, reason="torch's convolution serves where nothing is compiled")
+def test_edges_are_served_by_their_kernels() -> None:
+    """Two layers of each kind: forward and tangents, data gradients, and a weight gradient of each."""
+    critic, (real, fake) = critics.edges(), batch(torch.float32)
+    called: list[str] = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    critic_step(critic, real, fake, loss="hinge")
+    with Calls():
+        critic_step(critic, real, fake, loss="hinge", penalty="r1")
+    assert not [name for name in called if "convolution" in name]
+    counts = [
+        called.count(f"pyfastgan::{op}")
+        for op in ("edge_conv", "edge_conv_transpose", "edge_conv_weight")
+    ]
+    # Of two convolutions a forward pass and one of tangents, of two transposed ones a data gradient; and the adjoint.
+    assert counts == [2 * 2 + 2, 2 * 2 + 2, 4]
 
 
 def test_r1_of_a_linear_critic() -> None:
