@@ -34,7 +34,7 @@ Gradients = list[tuple[nn.Parameter, Tensor]]
 _CHANNELS_LAST = torch.backends.mkldnn.is_available()
 
 # Elements of a batch from which its parts are worth passes of their own, which need less memory.
-_LARGE = 1 << 16
+_LARGE = 1 << 18
 
 
 @dataclass

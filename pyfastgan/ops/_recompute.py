@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # Bytes below which it is not worth the time of the hooks.
 _WORTH = 1 << 20
-_NOTE = "_pyfastgan_again"
+# How a tensor is made again, and its version then. An attribute of the tensor would be pickled with it.
+_notes: Any = WeakTensorKeyDictionary()
 
 
 def note(y: Tensor, make: Callable[..., Tensor], *given: Any) -> None:
-    """Writes on y that `make(*given)` computes it, bit for bit. None of `given` may be made of y."""
-    if y.numel() * y.element_size() < _WORTH or not _plain():
+    """Remembers that `make(*given)` computes y, bit for bit. None of `given` may be made of y."""
+    if not (_plain() and _large(y)):
         return
     given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
     versions = _versions(given)
@@ -36,13 +38,15 @@ def note(y: Tensor, make: Callable[..., Tensor], *given: Any) -> None:
         with torch.no_grad():
             return make(*given)
 
-    setattr(y, _NOTE, (again, y._version))
+    _notes[y] = again, y._version
 
 
 def forgetting(x: Tensor, weight: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which x is not saved for a backward pass, if it has a note and is as it was then."""
-    again, version = getattr(x, _NOTE, (None, 0))
-    if again is None or x._version != version or not _plain():
+    if not (_plain() and _large(x)):
+        return contextlib.nullcontext()
+    again, version = _notes.get(x, (None, 0))
+    if again is None or x._version != version:
         return contextlib.nullcontext()
     if torch._C._autograd._top_saved_tensors_default_hooks(False):
         return contextlib.nullcontext()  # somebody else's hooks want all that is saved
@@ -61,6 +65,10 @@ def forgetting(x: Tensor, weight: Tensor) -> contextlib.AbstractContextManager[A
         return torch.empty_strided(like[0], like[1], dtype=like[2], device=weight.device)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _large(x: Tensor) -> bool:
+    return x.numel() * x.element_size() >= _WORTH
 
 
 def _plain() -> bool:

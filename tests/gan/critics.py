@@ -152,7 +152,6 @@ CRITICS = {
         EqualConv(3, 6, 4, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1)
     ),
     "functional": Functional,
-    "edges": edges,
     "blocks, patches": lambda: FusedSequential(
         ConvBlock(3, 6, 4, 2, 1),
         BiasAct(6, "leaky_relu", gain=1.4, clamp=1.0),
@@ -161,6 +160,7 @@ CRITICS = {
     ),
     "Discriminator": lambda: Discriminator(8, channels=3, width=6).eval(),
     "ResidualCritic": lambda: ResidualCritic(8, channels=3, width=4),
+    "edges": edges,
 }
 COMBINATIONS = [
     ("non-saturating", "r1"),

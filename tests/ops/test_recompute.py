@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,12 @@ def test_others_hooks_get_everything() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         edge_conv(y, weight)
     assert tuple(y.shape) in seen
+
+
+def test_a_note_does_not_travel_with_a_tensor(tmp_path: Path) -> None:
+    y = norm_act(torch.randn(2, 4, 6, 6, requires_grad=True), norm="instance")
+    torch.save(y, tmp_path / "y.pt")
+    assert torch.equal(torch.load(tmp_path / "y.pt"), y)
 
 
 def test_nothing_is_noted_under_a_transform() -> None:
