@@ -198,17 +198,18 @@ def effective_weights(plan: Plan, low: torch.dtype | None) -> tuple[list[Tensor]
         value, pull = source.value()
         weights.append(value.detach())
         pulls.append(pull)
-    if low is not None:
-        # Norms and biases cast as they need; the weights of convolutions and linear layers here.
-        for layer in plan.layers:
-            if isinstance(layer, Affine):
+    for layer in plan.layers:
+        if isinstance(layer, Affine):
+            if low is not None:  # norms and biases cast as they need
                 for k in layer.weights():
                     weights[k] = weights[k].to(low)
+            # Once, since oneDNN would do it in every pass.
+            weights[layer.weight] = laid_out(weights[layer.weight])
     return weights, pulls
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """The samples in the layout to compute in."""
+    """Samples or a weight in the layout to compute in."""
     if _CHANNELS_LAST and x.device.type == "cpu" and x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
     return x
