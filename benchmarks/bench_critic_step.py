@@ -2,9 +2,10 @@
 
 Eager is autograd with `create_graph=True`, as the field writes it: real and generated samples judged
 apart, the penalty's gradient on a pass of its own or, for R1 and R2, on the same pass. `compile` is
-the best compiled form of that which can be made to work: `torch.compile` with
-`torch._dynamo.config.trace_autograd_ops`. `conv passes` is what the limit counts: the forward, data
-and weight gradients of the fused scheme at the rate of a matrix product.
+the best compiled form of that which can be made to work, `torch.compile` of the graph that `make_fx`
+writes of the whole step; the R1 step also has `torch.compile` with `trace_autograd_ops`, and nested
+`torch.func.grad`. The limit is that of the forward, data and weight gradients of the fused scheme at
+the rate of a matrix product. With --quick some shapes are left out, and all compiling but R1's.
 """
 
 from __future__ import annotations

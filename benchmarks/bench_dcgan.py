@@ -1,4 +1,4 @@
-"""A whole step of a DCGAN: both players, both optimizers, and the memory of a generator's step.
+"""A whole step of a DCGAN: both players and both optimizers. `memory_critic.py` has its memory.
 
 Eager is PyTorch's DCGAN tutorial, on digits of 16 pixels and with its own networks of 64: layers of
 `torch.nn`, a sigmoid and its cross entropy, Adam as it comes, and a discriminator that is not

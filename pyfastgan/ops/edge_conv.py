@@ -13,6 +13,11 @@ weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 input
 kernel is as large as the image, with 1 x 1 results. "torch" is
 torch's convolution, for everything else: in the middle of a network it runs at that rate already.
 
+For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 cores the rate of a matrix product allows 2.2 ms a pass.
+64 -> 3 channels take 2.7 (torch 9.0), that is 0.83 of the rate: a factor of 5 over torch would lie beyond it.
+3 -> 64 take 2.5 to 5.4 (torch 11 to 15), its data gradient 2.8 (9.1), its weight gradient 3.1 (3.5: torch is at 0.65
+of the rate itself). Small batches keep torch's weight gradient ahead, which is why `gan.critic_step` calls it.
+
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
 can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;
 forward mode is torch's own. An "edge" plan adds the bias and a linear, relu or leaky_relu activation
