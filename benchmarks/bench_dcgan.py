@@ -102,7 +102,7 @@ def images_for(config):
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("config", [DIGITS, TUTORIAL], ids=["digits", "tutorial"])
-def test_step(measure, benchmark, config, bf16):
+def test_step(measure, benchmark, request, config, bf16):
     images = images_for(config)
     with FlopCounterMode(display=False) as counter:
         tutorial_step(config, images, tuned=True)()  # torch's operators, which the counter knows
@@ -120,6 +120,8 @@ def test_step(measure, benchmark, config, bf16):
         bytes=0,
         flops=counter.get_total_flops(),
     )
-    result = measure(row, SERVED_BY)
+    # Compiling takes longer than measuring; with --quick there is none in bfloat16.
+    compiled = not (bf16 and request.config.option.quick)
+    result = measure(row, SERVED_BY, compile_eager=compiled)
     benchmark.extra_info |= result["ratios"]
     benchmark.pedantic(our_step(config, images, precision), rounds=3)

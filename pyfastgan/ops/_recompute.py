@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Bytes below which it is not worth the time of the hooks.
-_WORTH = 1 << 20
+_WORTH = 1 << 22
 # How a tensor is made again, and its version then. An attribute of the tensor would be pickled with it.
 _notes: Any = WeakTensorKeyDictionary()
 

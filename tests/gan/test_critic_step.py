@@ -306,6 +306,11 @@ COMPILED = [
     ("spectral norm", "hinge", None),
     ("old hooks", "least-squares", "dragan"),
 ]
+COMPILED += [
+    (name, *COMBINATIONS[k % len(COMBINATIONS)])
+    for k, name in enumerate(CRITICS)
+    if name not in [row[0] for row in COMPILED]
+]
 
 
 def compiled_equals_eager(name: str, loss: str, penalty: str | None, backend: str) -> None:
