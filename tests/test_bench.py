@@ -21,7 +21,7 @@ QUIET = {"busy": 0.0, "spread": 0.0, "fastest": 1e-9}
 def quick(monkeypatch):
     """A bench on a machine that says it is quiet, with rows of a few milliseconds."""
     monkeypatch.setattr(bench, "_busy", lambda: 0.0)
-    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
     monkeypatch.setattr(bench, "_spread", lambda times, fastest: 0.0)
     return lambda **options: bench.Bench(quick=True, compile_eager=False, **options)
 
@@ -124,7 +124,7 @@ def test_other_work_is_seen_as_noise():
 
 
 def test_the_command_measures_the_rows_asked_for_and_writes_them(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
     file, threads = tmp_path / "rows.json", torch.get_num_threads()
     words = ["--quick", "--force", "--no-compile", "--threads", "1", "--only", "normal, 200"]
     assert bench.main([*words, "--json", str(file)]) == 0
