@@ -4,9 +4,9 @@
                                 [--run [--quick] [--force] [--seconds N] [--resume] [--only WORDS]]
 
 `--run` measures first: it is `pytest benchmarks --results FILE`, in at most 25 minutes, 5 with `--quick`, or the
-seconds that are given. Rows that could not be begun by then are named on the page; the same command with `--resume` measures
-these and keeps the others. The results of `pyfastgan bench --json FILE` can be drawn too; they hold neither size
-sweeps nor whole training steps nor memory. `--gpu` is what `make gpu-check` has written on a machine with a GPU.
+seconds that are given. Rows that could not be begun by then are named on the page; the same command with `--resume`
+measures these and keeps the others. The results of `pyfastgan bench --json FILE` can be drawn too; they hold neither
+size sweeps nor whole training steps nor memory. `--gpu` is what `make gpu-check` has written on a machine with a GPU.
 """
 
 import argparse
@@ -77,7 +77,14 @@ def main():
 def run(options):
     """Runs the suites; the exit status of pytest, which is not 0 if a row could not be measured."""
     seconds = options.seconds or (300 if options.quick else 1500)
-    words = [str(ROOT / "benchmarks"), "-q", "--results", str(options.results.resolve())]
+    words = [
+        "-p",
+        "no:benchmark",
+        str(ROOT / "benchmarks"),
+        "-q",
+        "--results",
+        str(options.results.resolve()),
+    ]
     words += [f"--{name}" for name in ("quick", "force", "resume") if getattr(options, name)]
     words += ["--seconds", str(seconds), *(["-k", options.only] if options.only else [])]
     status = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT).returncode
