@@ -115,7 +115,7 @@ class Bench:
             # What torch.compile sets up once in a process is no row's first call.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                _first_calls({"compile": _compiled_sum()}, self.pace.compiling)
+                _first_calls({"compile": _compiled_sum()}, 3 * self.pace.compiling)
 
     def _compiling(self) -> float:
         """Seconds that compiling may take in the next row."""
