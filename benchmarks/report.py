@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -127,7 +127,8 @@ def text(results, rows, sweeps, memory=(), gpu=None):
         *memory_parts([row for row in memory if more_than_others(row)], "### Memory"),
     ]
     if results.get("not_measured"):
-        names = ", ".join(short(name) for name in results["not_measured"])
+        suites = Counter(short(name).split("[")[0] for name in results["not_measured"])
+        names = ", ".join(f"{name} ({count})" for name, count in suites.items())
         parts.insert(3, f"Not measured for want of time: {names}.")
     if rows:
         parts += [
@@ -153,6 +154,9 @@ def text(results, rows, sweeps, memory=(), gpu=None):
         for name, members in sweeps.items():
             parts += [f"### {name}", table(members)]
     notes = [note for row in found for note in problems(row)]
+    hasty = [row for row in found if "left_out" in row["contestants"].get("compile", {})]
+    if hasty:
+        notes.append(f"compile is left out of {len(hasty)} rows, for which there was no time")
     notes += [f"{short(name)}: {why}" for name, why in results.get("failed", {}).items()]
     if notes:
         parts += ["## What did not work", "\n".join(f"- {note}" for note in notes)]
@@ -244,8 +248,8 @@ def problems(row):
     """Sentences on what is missing in a row."""
     where = f"{row['name']}, {row['shape']}"
     for name, why in failures(row):
-        verb = "" if "left_out" in row["contestants"][name] else "fails: "
-        yield f"{where}: {name} {verb}{why}"
+        if "error" in row["contestants"][name]:
+            yield f"{where}: {name} fails: {why}"
     if row["disagreement"]:
         yield f"{where}: no speed-up, the values are wrong: {row['disagreement']}"
     if row["noisy"] and not row["ratios"]:

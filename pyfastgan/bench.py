@@ -112,10 +112,7 @@ class Bench:
             # An empty cache, so that the first call of a compiled function is one.
             self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
-            # What torch.compile sets up once in a process is no row's first call.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _first_calls({"compile": _compiled_sum()}, 3 * self.pace.compiling)
+        self._compiled_before = False
 
     def _compiling(self) -> float:
         """Seconds that compiling may take in the next row."""
@@ -137,6 +134,12 @@ class Bench:
             left_out["compile"] = {"left_out": "there was no time left for compiling"}
         elif "compile" not in contestants:
             contestants["compile"] = torch.compile(contestants["eager"])
+        if "compile" in contestants and not self._compiled_before:
+            # What torch.compile sets up once in a process is no row's first call.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _first_calls({"compile": _compiled_sum()}, 3 * self.pace.compiling)
+            self._compiled_before = True
         torch.compiler.reset()  # else what earlier rows compiled counts as recompilations
         first_call, errors = _first_calls(contestants, compiling)
         calls = {name: call for name, call in contestants.items() if name not in errors}
@@ -195,14 +198,15 @@ def _first_calls(
         if name != "compile":
             seconds[name] = _time(call)
             continue
+        late: list[bool] = []
         try:
-            with warnings.catch_warnings(), _at_most(compiling):
+            with warnings.catch_warnings(), _at_most(compiling, late):
                 warnings.simplefilter("ignore")
                 seconds[name] = _time(call)
         except Exception as error:
             text = re.split(r"\n|\. ", str(error).strip())[0]
             errors[name] = f"{type(error).__name__}: {text}"
-            if "_OutOfTime" in repr(error):
+            if late:  # whatever became of the exception on its way
                 errors[name] = f"not compiled within {compiling:.0f} s"
                 _wait_for_compilers()
     return seconds, errors
@@ -213,8 +217,8 @@ class _OutOfTime(RuntimeError):
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raises `_OutOfTime` within after these seconds, where a process can be interrupted."""
+def _at_most(seconds: float, late: list[bool]) -> Iterator[None]:
+    """Raises `_OutOfTime` within after these seconds, where a process can be interrupted; `late` then says so."""
     if (
         not hasattr(signal, "setitimer")
         or threading.current_thread() is not threading.main_thread()
@@ -223,7 +227,8 @@ def _at_most(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise _OutOfTime("_OutOfTime")
+        late.append(True)
+        raise _OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e6))
