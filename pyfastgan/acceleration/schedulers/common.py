@@ -41,8 +41,8 @@ def table_of(t: Any) -> Any:
 
 
 def update(x: Tensor, prediction: Tensor, row: dict[str, Any], **options: Any) -> Any:
-    numbers = [float(row.get(name, 0.0)) for name in COEFFICIENTS]
-    coefficients = torch.tensor(numbers, dtype=torch.float32, device=x.device)
+    numbers = np.array([row.get(name, 0.0) for name in COEFFICIENTS], dtype=np.float32)
+    coefficients = torch.from_numpy(numbers).to(x.device)
     return denoise_step(x, prediction, coefficients, return_x0=True, **options)
 
 
@@ -69,7 +69,8 @@ def noise_like(x: Tensor, generator: Any) -> Tensor:
 
 
 def mixed(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    alpha, sigma = (t.flatten().expand(x.size(0)) for t in (alpha, sigma))
+    if len(alpha) != x.size(0):
+        alpha, sigma = alpha.expand(x.size(0)), sigma.expand(x.size(0))
     return diffuse(x, alpha, sigma, noise=noise, return_noise=False)[0]
 
 
@@ -82,14 +83,38 @@ class Cumulative:
         x = original_samples
         if not ready(x, noise):
             return super().add_noise(x, noise, timesteps)  # type: ignore[misc]
+        table, places = table_of(self.alphas_cumprod), _numbers(timesteps)
+        if x.device.type == "cpu" and table is not None and places is not None:
+            shares = table[places.reshape(-1)]
+            alpha, sigma = np.sqrt(shares), np.sqrt(ONE - shares)
+            return mixed(x, noise, torch.from_numpy(alpha), torch.from_numpy(sigma))
         self.alphas_cumprod = self.alphas_cumprod.to(device=x.device)
         share = self.alphas_cumprod[timesteps.to(x.device)]
-        return mixed(x, noise, share**0.5, (1 - share) ** 0.5)
+        return mixed(x, noise, (share**0.5).flatten(), ((1 - share) ** 0.5).flatten())
+
+
+def _numbers(t: Any) -> Any:
+    """Timesteps as numpy's array; None where that would wait, round or be traced."""
+    usual = isinstance(t, Tensor) and t.device.type == "cpu" and not torch.compiler.is_compiling()
+    return t.detach().numpy() if usual and t.dtype in (torch.int64, torch.float32) else None
+
+
+def _places(falling: Any, wanted: Any) -> Any:
+    """Where timesteps stand in a schedule that falls; None if it does not, or if one of them stands nowhere."""
+    if not len(wanted) or not (falling[1:] < falling[:-1]).all():
+        return None
+    places = len(falling) - 1 - np.searchsorted(falling[::-1], wanted)
+    return places if places.min() >= 0 and (falling[places] == wanted).all() else None
 
 
 def levels_of(scheduler: Any, timesteps: Tensor) -> Tensor | None:
     """The places of timesteps in the schedule, all at once; None where the library has a rule of its own for them."""
     if scheduler.begin_index is None:
+        table, wanted = _numbers(scheduler.timesteps), _numbers(timesteps)
+        if table is not None and wanted is not None and table.dtype == wanted.dtype:
+            places = _places(table, wanted)
+            if places is not None:
+                return torch.from_numpy(places)
         same = scheduler.timesteps[None] == timesteps[:, None]
         if not bool((same.sum(1) == 1).all()):
             return None
