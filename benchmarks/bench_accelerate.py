@@ -19,6 +19,7 @@ from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow
 from nflows.nn.nets import ResidualNet
 from torch import nn
+from torch.nn import functional
 from vector_quantize_pytorch import VectorQuantize
 
 import pyfastgan as pf
@@ -198,6 +199,26 @@ def dcgan():
     }
 
 
+class Residual(nn.Module):
+    """A block with a forward of its own, as most code writes it."""
+
+    def __init__(self, channels, norm, act):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.act = act
+
+    def forward(self, x):
+        return x + self.conv2(self.act(self.norm2(self.conv1(self.act(self.norm1(x))))))
+
+
+def own_forward(norm, act):
+    x = torch.randn(16, 64, 32, 32)
+    model = nn.Sequential(*(Residual(64, norm, act) for _ in range(4)))
+    return both(model, training(lambda m: m(x).square().mean()))
+
+
 SPLINE, COUPLING = "rational_quadratic_spline", "affine_coupling"
 POINTS = f"{BATCH} x {WIDTH}, K={BINS}"
 ROWS = {
@@ -231,6 +252,16 @@ ROWS = {
     ),
     "VectorQuantize training forward": ("16384 x 512 x 64", codebook, "nearest_code"),
     "DCGAN tutorial step": ("64 px, batch 64", dcgan, "norm_act"),
+    "own forward, batch norm and ReLU": (
+        "4 residual blocks, 16,64,32,32",
+        lambda: own_forward(nn.BatchNorm2d, nn.ReLU()),
+        "norm_act",
+    ),
+    "own forward, group norm and SiLU": (
+        "4 residual blocks, 16,64,32,32",
+        lambda: own_forward(lambda c: nn.GroupNorm(8, c), functional.silu),
+        "norm_act",
+    ),
     **{
         f"diffusers {name} step + add_noise, {images} images": (
             f"{images},3,64,64",

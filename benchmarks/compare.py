@@ -2,14 +2,15 @@
 
     python benchmarks/compare.py --base REVISION [--only REGEX] [--rounds N]
 
-The other revision is built in build/base. Each round measures both with `pyfastgan bench --quick`; a row tells the
-medians over the rounds and their ratio. A difference counts where the slowest round of
-one is faster than the other's fastest.
+The other revision is built in build/base, or takes this checkout's compiled modules where both have the same sources.
+Each round measures both with `pyfastgan bench --quick`; a row tells the medians over the rounds and their ratio. A
+difference counts where the slowest round of one is faster than the other's fastest.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,14 +43,23 @@ def install(revision):
         git("worktree", "remove", "--force", source)
     BASE.mkdir(parents=True, exist_ok=True)
     git("worktree", "add", "--detach", source, revision)
+    kernels = ["csrc", "CMakeLists.txt", "setup.py"]
+    changed = git("diff", "--quiet", revision, "--", *kernels, check=False).returncode
+    compiled = [] if changed else list((ROOT / "pyfastgan").glob("*.so"))
+    environment = {**os.environ, **({"PYFASTGAN_BUILD": "none"} if compiled else {})}
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--upgrade", "--target", str(site), str(source)], check=True)
+    shutil.rmtree(site, ignore_errors=True)
+    subprocess.run([*pip, "--target", str(site), str(source)], env=environment, check=True)
+    for module in compiled:
+        shutil.copy(module, site / "pyfastgan")
     git("worktree", "remove", "--force", source)
     return site
 
 
-def git(*words):
-    subprocess.run(["git", *map(str, words)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def git(*words, check=True):
+    return subprocess.run(
+        ["git", *map(str, words)], cwd=ROOT, check=check, stdout=subprocess.DEVNULL
+    )
 
 
 def measure(path, only, file):

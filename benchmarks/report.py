@@ -1,17 +1,19 @@
 """Draws docs/benchmarks.md and its plots from the results of the suites in this folder.
 
-    python benchmarks/report.py [FILE] [--docs FOLDER] [--gpu FILE] [--run [--quick] [--force]]
+    python benchmarks/report.py [FILE] [--docs FOLDER] [--gpu FILE]
+                                [--run [--quick] [--force] [--seconds N] [--resume] [--only WORDS]]
 
-`--run` measures first: it is `pytest benchmarks --results FILE`. The results of `pyfastgan bench
---json FILE` can be drawn too; they hold neither size sweeps nor whole training steps. `--gpu` is
-what `make gpu-check` has written on a machine with a GPU.
+`--run` measures first: it is `pytest benchmarks --results FILE`, in at most 25 minutes, 5 with `--quick`, or the
+seconds that are given. Rows that could not be begun by then are named on the page; the same command with `--resume`
+measures these and keeps the others. The results of `pyfastgan bench --json FILE` can be drawn too; they hold neither
+size sweeps nor whole training steps nor memory. `--gpu` is what `make gpu-check` has written on a machine with a GPU.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -19,12 +21,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pyfastgan.bench import duration
+from pyfastgan.bench import duration, failures
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 GPU = ROOT / "benchmarks" / "results" / "gpu_check.json"
 COLOURS = {"ours": "#1b6ca8", "eager": "#d1495b", "compile": "#edae49", "limit": "#7a7a7a"}
+OTHERS = ["#5b8e7d", "#8f6bb0", "#c08552", "#4f9d9d", "#b5546c"]
 # Reproducible files: no date, and the same names of the parts every time.
 plt.rcParams |= {"svg.hashsalt": "pyfastgan", "svg.fonttype": "none", "font.size": 9}
 
@@ -37,12 +40,18 @@ def main():
     parser.add_argument("--run", action="store_true", help="measure first")
     parser.add_argument("--quick", action="store_true", help="measure each row for a shorter time")
     parser.add_argument("--force", action="store_true", help="measure on a noisy machine, marked")
+    parser.add_argument("--seconds", type=float, metavar="N", help="begin no row after that time")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that FILE has")
+    parser.add_argument("--only", metavar="WORDS", help="what pytest -k finds")
     options = parser.parse_args()
-    if options.run:
-        run(options)
+    status = run(options) if options.run else 0
+    if not options.results.exists():
+        sys.exit(status or f"there is no {options.results}: measure with --run")
     results = json.loads(options.results.read_text())
     images = options.docs / "images"
     images.mkdir(parents=True, exist_ok=True)
+    memory = [row for row in results["rows"] if "memory" in row]
+    results["rows"] = [row for row in results["rows"] if "memory" not in row]
     rows = [row for row in results["rows"] if "sweep" not in row]
     sweeps = defaultdict(list)
     for row in results["rows"]:
@@ -51,21 +60,36 @@ def main():
     if rows:
         draw_speedups(rows, images / "benchmarks-speedup.svg")
         draw_limits(rows, images / "benchmarks-limit.svg")
+        draw_first_calls(rows, images / "benchmarks-first-call.svg")
+    steps = [row for row in rows if " step" in row["name"]]
+    if steps:
+        draw_times(steps, images / "benchmarks-steps.svg")
+    if memory:
+        draw_memory(memory, images / "benchmarks-memory.svg")
     if sweeps:
         draw_sweeps(sweeps, images / "benchmarks-size.svg")
     page = options.docs / "benchmarks.md"
-    page.write_text(text(results, rows, sweeps, gpu_results(options.gpu)))
+    page.write_text(text(results, rows, sweeps, memory, gpu_results(options.gpu)))
     print(page)
+    sys.exit(status)
 
 
 def run(options):
-    """Runs the suites; leaves the process with their exit status if a row could not be measured."""
-    words = [str(ROOT / "benchmarks"), "-q", "--results", str(options.results.resolve())]
-    words += [f"--{name}" for name in ("quick", "force") if getattr(options, name)]
-    words += ["--benchmark-columns=median,iqr,rounds", "--benchmark-sort=fullname"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT)
-    if done.returncode:
-        sys.exit(done.returncode)
+    """Runs the suites; the exit status of pytest, which is not 0 if a row could not be measured."""
+    seconds = options.seconds or (300 if options.quick else 1500)
+    words = [
+        "-p",
+        "no:benchmark",
+        str(ROOT / "benchmarks"),
+        "-q",
+        "--results",
+        str(options.results.resolve()),
+    ]
+    words += [f"--{name}" for name in ("quick", "force", "resume") if getattr(options, name)]
+    words += ["--seconds", str(seconds), *(["-k", options.only] if options.only else [])]
+    status = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT).returncode
+    # 5: there was nothing left to measure.
+    return 0 if status == 5 else status
 
 
 def gpu_results(path):
@@ -74,15 +98,15 @@ def gpu_results(path):
     return report if "gpu" in report.get("environment", {}) else None
 
 
-def text(results, rows, sweeps, gpu=None):
+def text(results, rows, sweeps, memory=(), gpu=None):
     """The page."""
     machine, versions = results["hardware"], results["versions"]
     found = results["rows"]
     losing = [row for row in found if loses(row)]
     parts = [
         "# Benchmarks",
-        "Made by `make bench`, which measures every row on the machine it runs on and writes this "
-        "page; not edited by hand.",
+        "Made by `make bench` (`.venv/bin/python benchmarks/report.py --run`), which measures every "
+        "row on the machine it runs on and writes this page; not edited by hand.",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for "
         f"{machine['isa'] or 'no instruction set: PyTorch reference only'}; "
         f"Python {versions['python']}, torch {versions['torch']}, pyfastgan {versions['pyfastgan']}"
@@ -100,7 +124,12 @@ def text(results, rows, sweeps, gpu=None):
         "op whose values are not its reference's gets no speed-up.",
         "## Where we lose",
         table(losing) if losing else "No row, against anyone.",
+        *memory_parts([row for row in memory if more_than_others(row)], "### Memory"),
     ]
+    if results.get("not_measured"):
+        suites = Counter(short(name).split("[")[0] for name in results["not_measured"])
+        names = ", ".join(f"{name} ({count})" for name, count in suites.items())
+        parts.insert(3, f"Not measured for want of time: {names}.")
     if rows:
         parts += [
             "## Rows",
@@ -108,13 +137,27 @@ def text(results, rows, sweeps, gpu=None):
             "How far each row is from what the machine's bytes and operations allow:",
             "![Time over the limit](images/benchmarks-limit.svg)",
             table(rows),
+            "## The first call",
+            "What has to be set up, loaded or compiled, and the call itself.",
+            "![Seconds of the first call](images/benchmarks-first-call.svg)",
         ]
+    if any(" step" in row["name"] for row in rows):
+        parts += [
+            "## Whole training steps",
+            "Forward, backward and optimizers, of every family.",
+            "![Seconds of a training step](images/benchmarks-steps.svg)",
+        ]
+    parts += memory_parts(memory)
     parts += gpu_parts(rows, gpu)
     if sweeps:
         parts += ["## Size", "![Time an element by size](images/benchmarks-size.svg)"]
         for name, members in sweeps.items():
             parts += [f"### {name}", table(members)]
     notes = [note for row in found for note in problems(row)]
+    hasty = [row for row in found if "left_out" in row["contestants"].get("compile", {})]
+    if hasty:
+        notes.append(f"compile is left out of {len(hasty)} rows, for which there was no time")
+    notes += [f"{short(name)}: {why}" for name, why in results.get("failed", {}).items()]
     if notes:
         parts += ["## What did not work", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
@@ -161,6 +204,42 @@ def gpu_line(row, found, dtype):
     return "| " + " | ".join([row["name"], row["shape"], dtype, *cells]) + " |"
 
 
+def memory_parts(rows, title="## Memory"):
+    """A table of peaks, and on the whole of them the picture."""
+    if not rows:
+        return []
+    names = list(
+        dict.fromkeys(["ours", "eager", *(name for row in rows for name in row["memory"])])
+    )
+    head = ["row", "shape", *names, *(f"x {name}" for name in names[1:])]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
+    for row in rows:
+        peaks = row["memory"]
+        cells = [f"{peaks[name] / 2**20:.1f} MiB" if name in peaks else "-" for name in names]
+        cells += [
+            f"{peaks[name] / peaks['ours']:.2f}" if name in peaks else "-" for name in names[1:]
+        ]
+        lines.append("| " + " | ".join([row["name"], row["shape"], *cells]) + " |")
+    if title != "## Memory":
+        return [title, "\n".join(lines)]
+    note = (
+        "The most that one call needs beyond what was there before it: the peak of the process's resident set, as "
+        "the system counts it, with every large piece given back at once (`benchmarks/memory.py`). So it holds what "
+        "torch allocates, what kernels and libraries allocate themselves, and the results."
+    )
+    return [title, note, "![Peak memory](images/benchmarks-memory.svg)", "\n".join(lines)]
+
+
+def more_than_others(row):
+    others = [peak for name, peak in row["memory"].items() if not name.startswith("ours")]
+    return any(peak < row["memory"]["ours"] for peak in others)
+
+
+def short(name):
+    """A row's name in pytest, without its folder."""
+    return name.removeprefix("benchmarks/").replace("::test_", " ").replace("bench_", "", 1)
+
+
 def loses(row):
     return any(ratio < 1 for name, ratio in row["ratios"].items() if name != "limit")
 
@@ -168,9 +247,9 @@ def loses(row):
 def problems(row):
     """Sentences on what is missing in a row."""
     where = f"{row['name']}, {row['shape']}"
-    for name, entry in row["contestants"].items():
-        if "error" in entry:
-            yield f"{where}: {name} fails: {entry['error']}"
+    for name, why in failures(row):
+        if "error" in row["contestants"][name]:
+            yield f"{where}: {name} fails: {why}"
     if row["disagreement"]:
         yield f"{where}: no speed-up, the values are wrong: {row['disagreement']}"
     if row["noisy"] and not row["ratios"]:
@@ -241,6 +320,45 @@ def draw_limits(rows, path):
     axes.set_xlabel("time over the limit (1x = the limit)")
     axes.legend()
     save(figure, path)
+
+
+def draw_groups(rows, values, path, label, names):
+    """Bars of several contestants, a group a row, on a logarithmic axis."""
+    names = [name for name in names if any(values(row, name) for row in rows)]
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
+    width = 0.8 / len(names)
+    for k, name in enumerate(names):
+        found = [(place, values(row, name)) for place, row in enumerate(rows) if values(row, name)]
+        places = [place + (k - (len(names) - 1) / 2) * width for place, _ in found]
+        colour = COLOURS.get(name, OTHERS[k % len(OTHERS)])
+        axes.barh(places, [value for _, value in found], 0.9 * width, color=colour, label=name)
+    axes.set_xscale("log")
+    axes.margins(y=0.02)
+    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.legend()
+    save(figure, path)
+
+
+def timed(key):
+    return lambda row, name: row["contestants"].get(name, {}).get(key)
+
+
+def draw_first_calls(rows, path):
+    names = ("ours", "eager", "compile")
+    draw_groups(rows, timed("first_call"), path, "seconds of the first call", names)
+
+
+def draw_times(rows, path):
+    names = dict.fromkeys(name for row in rows for name in row["contestants"])
+    draw_groups(rows, timed("seconds"), path, "seconds of a step", names)
+
+
+def draw_memory(rows, path):
+    names = dict.fromkeys(name for row in rows for name in row["memory"])
+    values = lambda row, name: row["memory"].get(name, 0) / 2**20  # noqa: E731
+    draw_groups(rows, values, path, "MiB at the peak of one call", names)
 
 
 def draw_sweeps(sweeps, path):

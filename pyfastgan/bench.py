@@ -7,6 +7,9 @@ move over the copy bandwidth for buffers of that size, or the operations over th
 product, whichever takes longer. Both rates are measured between the turns of the contestants.
 
 A noisy machine gets no report, and an op whose values are not its reference's gets no speed-up.
+
+What a row may cost is bounded: its turns share a fixed time, in which a slow contestant has fewer of
+them, and compiling has a limit of its own, which shrinks as a deadline for all rows comes nearer.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,9 +45,21 @@ from pyfastgan.ops._registry import Op, Row, ops
 BUSY_LIMIT = 0.15
 SPREAD_LIMIT = 0.3
 
-# Seconds of a row, and of one turn of a contestant: long enough for the clock and for a fork.
-_FULL, _QUICK = (3.0, 2e-3), (0.6, 1e-3)
+
+class Pace(NamedTuple):
+    """Seconds of all turns of a row, of one turn of a contestant (long enough for the clock and for a fork), that
+    `torch.compile` may take, and that a row needs otherwise, in the mean over all rows."""
+
+    seconds: float
+    turn: float
+    compiling: float
+    row: float
+
+
+_FULL, _QUICK = Pace(3.0, 2e-3, 90.0, 6.0), Pace(0.6, 1e-3, 20.0, 1.6)
 _ROUNDS = (5, 200)
+# A median and quartiles of fewer turns would say nothing.
+_FEWEST = 2
 # A copy of less than this measures the call, not the memory.
 _SMALLEST_COPY = 4 << 20
 _PRODUCT = 1024
@@ -61,16 +79,24 @@ class Bench:
         quick: A fifth of the time for each row.
         compile_eager: Whether `torch.compile` takes part.
         force: Measure amid noise too; the results are marked.
+        deadline: When all rows should be done, as `time.monotonic` counts; compiling gets what the `rows_left`, an
+            attribute that the caller keeps up to date, do not need.
 
     Raises:
         NoisyMachine: There is noise, and no `force`.
     """
 
     def __init__(
-        self, *, quick: bool = False, compile_eager: bool = True, force: bool = False
+        self,
+        *,
+        quick: bool = False,
+        compile_eager: bool = True,
+        force: bool = False,
+        deadline: float = math.inf,
     ) -> None:
-        self.seconds, self.turn = _QUICK if quick else _FULL
+        self.pace = _QUICK if quick else _FULL
         self.compile_eager, self.force = compile_eager, force
+        self.deadline, self.rows_left = deadline, 1
         self.noise = noise()
         self._fastest = {torch.get_num_threads(): self.noise.pop("fastest")}
         self.results: list[Result] = []
@@ -86,6 +112,12 @@ class Bench:
             # An empty cache, so that the first call of a compiled function is one.
             self._cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
+        self._compiled_before = False
+
+    def _compiling(self) -> float:
+        """Seconds that compiling may take in the next row."""
+        others = self.rows_left * self.pace.row
+        return min(self.pace.compiling, self.deadline - time.monotonic() - others)
 
     def measure(self, row: Row, served_by: Sequence[Op], compile_eager: bool = True) -> Result:
         """Measures a row whose "ours" calls the ops `served_by`, a second time if there was noise.
@@ -94,16 +126,26 @@ class Bench:
         or there was noise again.
         """
         contestants = row.make()
+        compiling, left_out = self._compiling(), {}
         if not (compile_eager and self.compile_eager):
             contestants.pop("compile", None)
+        elif compiling < 1:
+            contestants.pop("compile", None)
+            left_out["compile"] = {"left_out": "there was no time left for compiling"}
         elif "compile" not in contestants:
             contestants["compile"] = torch.compile(contestants["eager"])
+        if "compile" in contestants and not self._compiled_before:
+            # What torch.compile sets up once in a process is no row's first call.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _first_calls({"compile": _compiled_sum()}, 3 * self.pace.compiling)
+            self._compiled_before = True
         torch.compiler.reset()  # else what earlier rows compiled counts as recompilations
-        first_call, errors = _first_calls(contestants)
+        first_call, errors = _first_calls(contestants, compiling)
         calls = {name: call for name, call in contestants.items() if name not in errors}
         gauges = _gauges(row)
         for _ in range(2):
-            times = _take_turns({**calls, **gauges}, self.seconds, self.turn)
+            times = _take_turns({**calls, **gauges}, self.pace.seconds, self.pace.turn)
             spread = self._spread(times["steady"])
             if spread <= SPREAD_LIMIT:
                 break
@@ -117,7 +159,7 @@ class Bench:
             "shape": row.shape,
             "threads": torch.get_num_threads(),
             "backend": ", ".join(sorted({k.serving(torch.device("cpu")) for k in kernels})),
-            "contestants": {name: {"error": text} for name, text in errors.items()},
+            "contestants": {name: {"error": text} for name, text in errors.items()} | left_out,
             "spread": spread,
             "noisy": self.noisy or spread > SPREAD_LIMIT,
             "disagreement": next((text for text in found if text), None),
@@ -147,21 +189,66 @@ class Bench:
         }
 
 
-def _first_calls(contestants: dict[str, Call]) -> tuple[dict[str, float], dict[str, str]]:
+def _first_calls(
+    contestants: dict[str, Call], compiling: float
+) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of the first call of each, and why `torch.compile` failed if it did."""
     seconds, errors = {}, {}
     for name, call in contestants.items():
+        if name != "compile":
+            seconds[name] = _time(call)
+            continue
+        late: list[bool] = []
         try:
-            with warnings.catch_warnings():
-                if name == "compile":
-                    warnings.simplefilter("ignore")
+            with warnings.catch_warnings(), _at_most(compiling, late):
+                warnings.simplefilter("ignore")
                 seconds[name] = _time(call)
         except Exception as error:
-            if name != "compile":
-                raise
             text = re.split(r"\n|\. ", str(error).strip())[0]
             errors[name] = f"{type(error).__name__}: {text}"
+            if late:  # whatever became of the exception on its way
+                errors[name] = f"not compiled within {compiling:.0f} s"
+                _wait_for_compilers()
     return seconds, errors
+
+
+class _OutOfTime(RuntimeError):
+    """Compiling lasted too long."""
+
+
+@contextmanager
+def _at_most(seconds: float, late: list[bool]) -> Iterator[None]:
+    """Raises `_OutOfTime` within after these seconds, where a process can be interrupted; `late` then says so."""
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        late.append(True)
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e6))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _wait_for_compilers() -> None:
+    """What an interrupted compilation had started goes on for some seconds, and is noise."""
+    for _ in range(10):
+        if (_busy() or 0) <= BUSY_LIMIT:
+            break
+
+
+def _compiled_sum() -> Call:
+    x = torch.randn(256)
+    return torch.compile(lambda: x + x.exp())
 
 
 def _time(call: Call, count: int = 1) -> float:
@@ -172,19 +259,29 @@ def _time(call: Call, count: int = 1) -> float:
 
 
 def _take_turns(calls: dict[str, Call], seconds: float, turn: float) -> dict[str, list[float]]:
-    """Seconds of a call in every turn; each round starts with another contestant."""
+    """Seconds of a call in every turn; each round starts with another contestant.
+
+    Where a few rounds take longer than `seconds`, those that take the most of it sit out some rounds.
+    """
     names = list(calls)
-    counts = {}
+    counts, lengths = {}, {}
     for name, call in calls.items():
-        once = min(_time(call) for _ in range(3))
+        once = _time(call)
+        if once < turn:
+            once = min(once, _time(call), _time(call))
         counts[name] = max(1, math.ceil(turn / once))
-    one_round = sum(_time(calls[name], counts[name]) * counts[name] for name in names)
-    rounds = min(max(int(seconds / one_round), _ROUNDS[0]), _ROUNDS[1])
+        lengths[name] = once * counts[name]
+    rounds = min(max(int(seconds / sum(lengths.values())), _ROUNDS[0]), _ROUNDS[1])
+    turns = dict.fromkeys(names, rounds)
+    if rounds == _ROUNDS[0]:
+        share = seconds / len(names)
+        turns = {name: min(rounds, max(int(share / lengths[name]), _FEWEST)) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for k in range(rounds):
         first = k % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(_time(calls[name], counts[name]))
+            if (k + 1) * turns[name] // rounds > len(times[name]):
+                times[name].append(_time(calls[name], counts[name]))
     return times
 
 
@@ -317,6 +414,13 @@ def duration(seconds: float | None) -> str:
     return f"{seconds * scale:.{digits}f} {unit}"
 
 
+def failures(result: Result) -> Iterator[tuple[str, str]]:
+    """The contestants that have no time, and why."""
+    for name, entry in result["contestants"].items():
+        if "seconds" not in entry:
+            yield name, entry.get("error") or f"left out: {entry['left_out']}"
+
+
 def line(result: Result) -> str:
     """A row of the text table: its name, below it the numbers, below those what went wrong."""
     found, ratios = result["contestants"], result["ratios"]
@@ -336,7 +440,7 @@ def line(result: Result) -> str:
         f"{result['name']}, {result['shape']}",
         "  " + "".join(f"{cell:>9}" for cell in cells),
         *(f"    {name} {seconds(name)}, {ratio(name)} ours" for name in peers),
-        *(f"    {name} {entry['error']}" for name, entry in found.items() if "error" in entry),
+        *(f"    {name} {text}" for name, text in failures(result)),
     ]
     if result["disagreement"]:
         lines.append(f"    no speed-up, the values are wrong: {result['disagreement']}")

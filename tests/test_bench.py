@@ -21,7 +21,7 @@ QUIET = {"busy": 0.0, "spread": 0.0, "fastest": 1e-9}
 def quick(monkeypatch):
     """A bench on a machine that says it is quiet, with rows of a few milliseconds."""
     monkeypatch.setattr(bench, "_busy", lambda: 0.0)
-    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
     monkeypatch.setattr(bench, "_spread", lambda times, fastest: 0.0)
     return lambda **options: bench.Bench(quick=True, compile_eager=False, **options)
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_compiled_says_so_and_others_may_not_fail(quick):
         raise RuntimeError("no C++ compiler\nwas found")
 
     measuring = quick()
-    measuring.compile_eager = True
+    measuring.compile_eager, measuring._compiled_before = True, True
     calls = {"ours": lambda: None, "eager": lambda: None, "compile": fail}
     result = measuring.measure(row_of(calls), [])
     assert result["contestants"]["compile"] == {"error": "RuntimeError: no C++ compiler"}
@@ -81,6 +81,40 @@ def test_what_cannot_be_compiled_says_so_and_others_may_not_fail(quick):
     assert "compile RuntimeError: no C++ compiler" in bench.line(result)
     with pytest.raises(RuntimeError, match="no C"):
         measuring.measure(row_of({"ours": fail, "eager": lambda: None}), [])
+
+
+def test_slow_contestants_have_fewer_turns():
+    calls = {"fast": lambda: spin(1e-3), "slow": lambda: spin(0.05)}
+    times = bench._take_turns(calls, 0.1, 1e-3)
+    assert len(times["slow"]) == 2
+    assert len(times["fast"]) == 5
+    even = bench._take_turns({"a": lambda: spin(1e-3), "b": lambda: spin(2e-3)}, 0.1, 1e-3)
+    assert len(even["a"]) == len(even["b"]) > 5
+
+
+def test_compiling_has_a_limit(quick):
+    def endless():
+        spin(60.0)
+
+    def forgetful():
+        try:
+            endless()
+        except RuntimeError as error:
+            raise ValueError("inductor wraps what it meets") from error
+
+    measuring = quick()
+    measuring.compile_eager, measuring._compiled_before = True, True
+    for call in (endless, forgetful):
+        calls = {"ours": lambda: None, "eager": lambda: None, "compile": call}
+        begin = time.monotonic()
+        result = measuring.measure(row_of(calls), [])
+        assert time.monotonic() - begin < 30
+        assert result["contestants"]["compile"] == {"error": "not compiled within 1 s"}
+    # With many rows to come before the deadline nothing is compiled.
+    measuring.deadline, measuring.rows_left = time.monotonic() + 10.0, 200
+    result = measuring.measure(row_of(calls), [])
+    assert "no time left" in result["contestants"]["compile"]["left_out"]
+    assert "compile left out: there was no time" in bench.line(result)
 
 
 def test_an_op_with_wrong_values_gets_no_speed_up(quick):
@@ -124,7 +158,7 @@ def test_other_work_is_seen_as_noise():
 
 
 def test_the_command_measures_the_rows_asked_for_and_writes_them(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "_QUICK", (0.02, 1e-4))
+    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
     file, threads = tmp_path / "rows.json", torch.get_num_threads()
     words = ["--quick", "--force", "--no-compile", "--threads", "1", "--only", "normal, 200"]
     assert bench.main([*words, "--json", str(file)]) == 0
@@ -203,14 +237,25 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
         assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
 
 
-def test_the_suites_measure_and_write_what_the_page_is_made_of(tmp_path):
+def test_the_suites_measure_and_write_what_the_page_is_made_of_and_go_on(tmp_path):
     file = tmp_path / "rows.json"
-    words = ["benchmarks", "-q", "--quick", "--force", "--results", str(file)]
-    words += ["-k", "test_normals_by_size and 1000-1"]
-    command = [sys.executable, "-m", "pytest", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (row,) = json.loads(file.read_text())["rows"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_random.py", "-q", "--quick"]
+    command += ["--force", "--results", str(file)]
+
+    def run(*words):
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(file.read_text())
+
+    (row,) = run("-k", "test_normals_by_size and 1000-1")["rows"]
     assert row["sweep"] == "random_normal"
     assert row["elements"] == 1000
     assert row["threads"] == 1
+    assert row["id"] == "benchmarks/bench_random.py::test_normals_by_size[1000-1]"
+    # The row that is there is kept; one that may not begin any more is named.
+    more = ["--resume", "-k", "test_normals_by_size and (1000-1 or 10000-1)"]
+    results = run(*more)
+    assert [r["elements"] for r in results["rows"]] == [1000, 10000]
+    assert results["rows"][0] == row
+    results = run("--seconds", "0", "--resume", "-k", "test_normals_by_size and 100000-1")
+    assert [r["elements"] for r in results["rows"]] == [1000, 10000]

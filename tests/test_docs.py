@@ -56,6 +56,19 @@ def test_the_code_of_a_page_runs(
     pf.use_backend("auto")
 
 
+def test_the_table_of_systems_has_every_preset_with_its_data_and_steps() -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|[^|]*\| (\w+)[^|]*\| ([\d,]+) \|",
+        (ROOT / "docs" / "systems.md").read_text(),
+        re.MULTILINE,
+    )
+    presets = {}
+    for family in cli.FAMILIES:
+        module = importlib.import_module(f"pyfastgan.{family}")
+        presets |= {name: (p.data, f"{p.steps:,}") for name, p in module.PRESETS.items()}
+    assert {name: (data, steps) for name, data, steps in rows} == presets
+
+
 COMMANDS = [
     pytest.param(line.split("#")[0].strip(), id=f"{page.stem}: {line.split('#')[0].strip()}")
     for page in PAGES

@@ -14,13 +14,18 @@ from pyfastgan.ops.conv_transpose_act import conv_transpose_act, convolve_act
 
 from .swap import Library, Swap, has_hooks, serves
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-_NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)
+
+
+def kind_of(module: nn.Module) -> type:
+    """The class that a module had before it was accelerated."""
+    return getattr(type(module), "_plain", type(module))
 
 
 def _activation(module: nn.Module) -> tuple[str, float] | None:
     """The op's name of an activation and its slope; None if the op has no such."""
-    kind = type(module)
+    kind = kind_of(module)
     if kind is nn.LeakyReLU:
         slope = float(module.negative_slope)  # type: ignore[arg-type]
         return ("leaky_relu", slope) if slope >= 0 else None
@@ -39,7 +44,7 @@ def _pair(value: Any) -> int | None:
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else None
 
 
-def _refused(module: nn.Module) -> str | None:
+def refused_in_run(module: nn.Module) -> str | None:
     """Why a convolution or a norm cannot be part of a run; None if it can."""
     if parametrize.is_parametrized(module):
         return "its weight is parametrised"
@@ -52,8 +57,8 @@ def _refused(module: nn.Module) -> str | None:
     for t in (*module.parameters(), *module.buffers()):
         if t.is_floating_point() and t.dtype not in (torch.float32, torch.float64):
             return f"it holds {str(t.dtype).removeprefix('torch.')}"
-    if isinstance(module, _CONVOLUTIONS):
-        if type(module) not in _CONVOLUTIONS:
+    if isinstance(module, CONVOLUTIONS):
+        if kind_of(module) not in CONVOLUTIONS:
             return "it is a subclass and may compute something else"
         even = [_pair(v) for v in (module.stride, module.padding, module.output_padding)]
         if module.groups != 1 or _pair(module.dilation) != 1 or module.padding_mode != "zeros":
@@ -61,7 +66,7 @@ def _refused(module: nn.Module) -> str | None:
         if None in even or (even[2] or 0) >= (even[0] or 1):
             return "its stride or padding differs between the axes"
         return None
-    if type(module) not in _NORMS:
+    if kind_of(module) not in NORMS:
         return "it is a subclass and may compute something else"
     if not isinstance(module, nn.GroupNorm):
         if isinstance(module, nn.BatchNorm2d):
@@ -72,7 +77,7 @@ def _refused(module: nn.Module) -> str | None:
     return None
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Neighbours that are computed together; `act` is "linear" where there is no activation."""
 
     conv: Any
@@ -82,17 +87,17 @@ class _Run(NamedTuple):
     length: int
 
 
-def _run_at(modules: list[nn.Module], place: int) -> _Run | None:
+def _run_at(modules: list[nn.Module], place: int) -> Run | None:
     """The run that begins here, if there is one that is worth it."""
     following = modules[place : place + 3]
     conv = norm = None
     length = 0
-    if isinstance(following[0], _CONVOLUTIONS):
-        if _refused(following[0]):
+    if isinstance(following[0], CONVOLUTIONS):
+        if refused_in_run(following[0]):
             return None
         conv, length = following[0], 1
     after = following[length] if length < len(following) else None
-    if isinstance(after, _NORMS) and not _refused(after):
+    if isinstance(after, NORMS) and not refused_in_run(after):
         norm, length = after, length + 1
     if length == 0:
         return None
@@ -103,39 +108,44 @@ def _run_at(modules: list[nn.Module], place: int) -> _Run | None:
         if found and not has_hooks(after) and "forward" not in vars(after):
             (act, slope), length = found, length + 1
     # Torch's convolution adds a bias in passing: without a norm only those at an image are sooner.
-    at_image = conv is not None and min(conv.in_channels, conv.out_channels) <= 4
-    if length < 2 or (norm is None and not at_image):
+    if length < 2 or (norm is None and not at_image(conv)):
         return None
-    return _Run(conv, norm, act, slope, length)
+    return Run(conv, norm, act, slope, length)
 
 
-def _norm_settings(norm: Any) -> dict[str, Any]:
-    """The arguments of `norm_act` beside the parameters."""
+def at_image(conv: Any) -> bool:
+    """Whether torch's convolution is the slower one: with few channels on a side."""
+    return min(conv.in_channels, conv.out_channels) <= 4
+
+
+def _norm_settings(norm: Any, again: bool) -> dict[str, Any]:
+    """The arguments of `norm_act` beside the parameters; without the running averages of a batch that they know."""
     if isinstance(norm, nn.GroupNorm):
         return {"norm": "group", "groups": norm.num_groups, "eps": norm.eps}
     if isinstance(norm, nn.InstanceNorm2d):
         return {"norm": "instance", "eps": norm.eps}
+    known = again and norm.training
     return {
         "norm": "batch",
-        "running_mean": norm.running_mean,
-        "running_var": norm.running_var,
+        "running_mean": None if known else norm.running_mean,
+        "running_var": None if known else norm.running_var,
         "training": norm.training,
         "momentum": norm.momentum,
         "eps": norm.eps,
     }
 
 
-def _compute(run: _Run, x: Tensor, last: bool) -> Tensor:
-    """`last`: with the channels last."""
+def compute(run: Run, x: Tensor, last: bool, again: bool = False) -> Tensor:
+    """`last`: with the channels last; `again`: of a batch for which it has been computed before."""
     conv, norm = run.conv, run.norm
     if last and not (isinstance(conv, nn.Conv2d) and conv.in_channels <= 4):
         x = x.contiguous(memory_format=torch.channels_last)
-    if isinstance(norm, nn.BatchNorm2d) and norm.training:
+    if isinstance(norm, nn.BatchNorm2d) and norm.training and not again:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
     act: dict[str, Any] = {"act": run.act, "slope": run.slope}
     if conv is None:
-        return norm_act(x, norm.weight, norm.bias, **_norm_settings(norm), **act)
+        return norm_act(x, norm.weight, norm.bias, **_norm_settings(norm, again), **act)
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
         how: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0]}
@@ -146,7 +156,11 @@ def _compute(run: _Run, x: Tensor, last: bool) -> Tensor:
 
     settings: dict[str, Any] = {"norm": None, "norm_weight": None, "norm_bias": None}
     if norm is not None:
-        settings = {"norm_weight": norm.weight, "norm_bias": norm.bias, **_norm_settings(norm)}
+        settings = {
+            "norm_weight": norm.weight,
+            "norm_bias": norm.bias,
+            **_norm_settings(norm, again),
+        }
     axis = 0 if isinstance(conv, nn.Conv2d) else 1
     return convolve_act(convolve, x, conv.weight, conv.bias, axis, **settings, **act)
 
@@ -174,7 +188,7 @@ class Sequential(nn.Sequential):
             follows = _run_at(modules, place) if place < len(modules) else None
             if run.conv and follows and follows.conv and x.device.type == "cpu" and not last:
                 last, turned = True, _as_rows(x)
-            x = _compute(run, x, last)
+            x = compute(run, x, last)
         return _turned_back(x, turned)
 
 
@@ -187,7 +201,7 @@ def _turned_back(x: Any, turned: bool) -> Any:
     return x.contiguous() if turned and isinstance(x, Tensor) else x
 
 
-def _runs(row: nn.Sequential) -> Iterator[_Run]:
+def _runs(row: nn.Sequential) -> Iterator[Run]:
     modules, place = list(row._modules.values()), 0
     while place < len(modules):
         run = _run_at(modules, place)
@@ -203,8 +217,8 @@ def _reason(row: nn.Sequential) -> str | None:
 
 def _left_alone(row: nn.Sequential) -> Iterator[tuple[str, nn.Module, str]]:
     for name, module in row._modules.items():
-        if isinstance(module, _CONVOLUTIONS + _NORMS):
-            reason = _refused(module)
+        if isinstance(module, CONVOLUTIONS + NORMS):
+            reason = refused_in_run(module)
             if reason:
                 yield name, module, reason
 

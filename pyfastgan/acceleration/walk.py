@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from . import torch_forwards
 from .report import AccelerateReport, Replaced, Skipped
 from .swap import Library, Swap, refused
 
@@ -65,10 +66,11 @@ def _parts(model: Any) -> Iterator[tuple[str, Any]]:
 def accelerate(model: Any) -> AccelerateReport:
     """Serves the parts of a model of another library by pyfastgan's ops, in place.
 
-    Parts of nflows, normflows, zuko, FrEIA, vector-quantize-pytorch and diffusers, and convolutions with what follows
-    them in `nn.Sequential`, get a class that computes the same numbers sooner: a subclass of the one they had, under
-    its name. Parameters, buffers, hooks and the keys of the state stay, so that optimizers that hold them keep working;
-    copies and pickles are accelerated, too. A call twice changes nothing.
+    Parts of nflows, normflows, zuko, FrEIA, vector-quantize-pytorch and diffusers, convolutions with what follows
+    them in `nn.Sequential`, and norms that an activation follows in a `forward` of your own, get a class that computes
+    the same numbers sooner: a subclass of the one they had, under its name. Parameters, buffers, hooks and the keys of
+    the state stay, so that optimizers that hold them keep working; copies and pickles are accelerated, too. A call
+    twice changes nothing.
 
     Args:
         model: an `nn.Module`, or a pipeline or a scheduler of diffusers.
@@ -87,7 +89,7 @@ def accelerate(model: Any) -> AccelerateReport:
     report = AccelerateReport()
     for name, part in list(_parts(model)):
         kind = type(part)
-        if kind in fast:
+        if kind in fast or isinstance(part, torch_forwards.First):
             report.skipped.append(Skipped(name, kind.__name__, "it is accelerated already"))
             continue
         swap = swaps.get(kind)
@@ -102,7 +104,34 @@ def accelerate(model: Any) -> AccelerateReport:
             part.__class__ = swap.fast
             report.replaced.append(Replaced(name, kind.__name__, swap.op))
             report._swapped.append((part, kind, swap.fast))
+    for name, part in list(_parts(model)):
+        known = type(part) in swaps or type(part) in fast
+        if isinstance(part, nn.Module) and not known and torch_forwards.own_forward(part):
+            _serve_forward(name, part, report)
     return report
+
+
+def _serve_forward(name: str, owner: nn.Module, report: AccelerateReport) -> None:
+    """Swaps the parts of a forward of somebody's own that can be served, and then the module itself, too."""
+    served = False
+    for inner, part, reason in list(torch_forwards.find(owner)):
+        where, kind = ".".join(filter(None, (name, inner))), type(part)
+        if reason is not None:
+            report.skipped.append(Skipped(where, kind.__name__, reason))
+            continue
+        served = True
+        if not isinstance(part, torch_forwards.First):
+            convolution = isinstance(part, torch_forwards.CONVOLUTIONS)
+            report.replaced.append(Replaced(where, kind.__name__, torch_forwards.OPS[convolution]))
+            _give(part, torch_forwards.First, report)
+    if served:
+        _give(owner, torch_forwards.Owner, report)
+
+
+def _give(part: nn.Module, mixin: type, report: AccelerateReport) -> None:
+    kind: Any = type(part)
+    part.__class__ = torch_forwards.fast_class(mixin, kind)
+    report._swapped.append((part, kind, type(part)))
 
 
 def _reason(

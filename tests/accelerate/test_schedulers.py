@@ -15,6 +15,8 @@ from diffusers import (
 )
 
 import pyfastgan as pf
+from pyfastgan.acceleration.schedulers import common
+from pyfastgan.ops import diffuse
 
 SHAPE = (2, 3, 8, 8)
 CLIP = {"clip_sample": True, "clip_sample_range": 0.8}
@@ -98,6 +100,7 @@ def test_numbers_of_a_file(tmp_path):
     assert "DDPMScheduler" in repr(scheduler)
 
 
+@pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize(
     "make",
     [
@@ -108,18 +111,15 @@ def test_numbers_of_a_file(tmp_path):
         FlowMatchEulerDiscreteScheduler,
     ],
 )
-def test_adding_noise(make):
+def test_adding_noise(make, twice, monkeypatch):
     theirs, ours = make(), make()
     pf.accelerate(ours)
     flow = isinstance(theirs, FlowMatchEulerDiscreteScheduler)
     integers = isinstance(theirs, DDPMScheduler | DDIMScheduler)
     place = torch.tensor([0, 3, 500, 999])
     t = place if integers else theirs.timesteps[place]
-    if not integers:
-        for m in (
-            ours,
-            theirs,
-        ):  # a timestep that stands twice, of which the library takes the second
+    if twice and not integers:  # a timestep that stands twice: the library takes the second
+        for m in (ours, theirs):
             m.timesteps = m.timesteps.clone()
             m.timesteps[4] = m.timesteps[3]
     x, noise = normals(1, (4, 3, 5)).requires_grad_(), normals(2, (4, 3, 5))
@@ -127,6 +127,13 @@ def test_adding_noise(make):
         m.scale_noise(x, t, noise) if flow else m.add_noise(x, noise, t) for m in (ours, theirs)
     ]
     torch.testing.assert_close(*results)
+    if not (twice and not integers):  # it is ours that served
+        counted = []
+        monkeypatch.setattr(
+            common, "diffuse", lambda *a, **k: counted.append(a) or diffuse(*a, **k)
+        )
+        (ours.scale_noise(x, t, noise) if flow else ours.add_noise(x, noise, t)).sum()
+        assert len(counted) == 1
     torch.testing.assert_close(*(torch.autograd.grad(r.square().sum(), x)[0] for r in results))
     if integers:
         # One timestep for all, and a type that the library rounds in its own way.

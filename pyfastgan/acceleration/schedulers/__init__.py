@@ -1,0 +1,1 @@
+"""Schedulers of diffusers, one a file; `common` is what they share."""

@@ -1,0 +1,67 @@
+"""Euler's method: Karras et al. 2022."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers import scheduling_euler_discrete
+from torch import Tensor
+
+from .common import ONE, noised, ready, table_of, update
+
+
+class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        sigmas, kind = table_of(self.sigmas), self.config.prediction_type
+        known = kind in ("epsilon", "v_prediction", "sample", "original_sample")
+        index = isinstance(timestep, int | torch.IntTensor | torch.LongTensor)
+        usual = known and not index and self.is_scale_input_called and not s_churn > 0
+        if sigmas is None or not usual or not ready(model_output, sample):
+            return super().step(
+                model_output,
+                timestep,
+                sample,
+                s_churn,
+                s_tmin,
+                s_tmax,
+                s_noise,
+                generator,
+                return_dict,
+            )
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        sigma, following = sigmas[self.step_index], sigmas[self.step_index + 1]
+        if kind == "epsilon":
+            row = {"x0_state": ONE, "x0_prediction": -sigma}
+        elif kind == "v_prediction":
+            above = sigma * sigma + ONE
+            row = {"x0_state": ONE / above, "x0_prediction": -sigma / np.sqrt(above)}
+        else:
+            row = {"x0_prediction": ONE}
+        row["state"], row["x0"] = following / sigma, (sigma - following) / sigma
+        y, x0 = update(sample, model_output, row)
+        self._step_index += 1
+        if not return_dict:
+            return y, x0
+        output = scheduling_euler_discrete.EulerDiscreteSchedulerOutput
+        return output(prev_sample=y, pred_original_sample=x0)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        x_t = noised(
+            self, original_samples, noise, timesteps, lambda sigma: (torch.ones_like(sigma), sigma)
+        )
+        return super().add_noise(original_samples, noise, timesteps) if x_t is None else x_t
