@@ -1,10 +1,13 @@
 // Zeros between the pixels, a filter that is one row of taps in each direction, and every so many-th pixel kept.
 //
-// A row of the result is first summed over rows of the input, then along itself; the zeros are never touched. Memory
-// is (outer, height, width, inner), channels-last with inner = C, else inner = 1.
+// A row of the result is first summed over rows of the input, then along itself. Memory is (outer, height, width,
+// inner), channels-last with inner = C, else inner = 1. Where a pixel's elements fill a vector, the zeros are never
+// touched; else a vector holds several pixels, and the sum is laid out with its zeros, a phase of `down` after another,
+// so that each tap meets a run of memory.
 //
 // Floor: the input read and the result written once.
 #include <memory>
+#include <numeric>
 
 #include "samples.h"
 
@@ -37,18 +40,64 @@ struct Meetings {
     }
 };
 
+// Which pixels of a row of the input lie in a phase: pixel + k * pixel_step at place + k * place_step, k < number.
+struct Run {
+    int64_t number, pixel, place;
+};
+
+// A row with its zeros, the places of each phase together; those that no pixel reaches stay zero.
+template <class S>
+struct Spread {
+    int64_t inner, phase, pixel_step, place_step;
+    std::unique_ptr<Run[]> runs;
+    std::unique_ptr<int64_t[]> offset;  // of the first element that a tap meets
+    Spread(const Filter& f, int64_t width, int64_t out_width, int64_t inner, int64_t pad, int64_t slack)
+        : inner(inner), runs(new Run[f.down]()), offset(new int64_t[f.count]) {
+        const int64_t places = out_width + (f.count - 1) / f.down, common = std::gcd(f.up, f.down);
+        phase = places * inner + slack, pixel_step = f.down / common, place_step = f.up / common;
+        for (int64_t p = 0; p < f.down; ++p)
+            for (int64_t place = 0; place < places; ++place) {
+                const int64_t at = place * f.down + p - pad;
+                if (at < 0 || at % f.up != 0 || at / f.up >= width) continue;
+                if (runs[p].number++ == 0) runs[p].pixel = at / f.up, runs[p].place = place;
+            }
+        for (int64_t m = 0; m < f.count; ++m) offset[m] = m % f.down * phase + m / f.down * inner;
+    }
+    void lay(const S* row, S* to, int64_t down) const {
+        for (int64_t p = 0; p < down; ++p, to += phase) {
+            const S* from = row + runs[p].pixel * inner;
+            S* at = to + runs[p].place * inner;
+            const int64_t number = runs[p].number;
+            if (pixel_step == 1 && place_step == 1)
+                memcpy(at, from, number * inner * sizeof(S));
+            else if (inner == 1 && pixel_step == 1 && place_step == 2)
+                for (int64_t k = 0; k < number; ++k) at[2 * k] = from[k];
+            else if (inner == 1 && pixel_step == 2 && place_step == 1)
+                for (int64_t k = 0; k < number; ++k) at[k] = from[2 * k];
+            else
+                for (int64_t k = 0; k < number; ++k)
+                    for (int64_t c = 0; c < inner; ++c)
+                        at[k * place_step * inner + c] = from[k * pixel_step * inner + c];
+        }
+    }
+};
+
 template <class T, class V = Pack<T>, class S = Scalar<V>>
 void filter(const T* x, T* y, const Filter& f, int64_t outer, int64_t height, int64_t width, int64_t inner,
             int64_t out_height, int64_t out_width, int64_t pad_x, int64_t pad_y, int threads) {
     constexpr int64_t kL = lanes<T>();
-    const Meetings<S> down(f, out_height, height, pad_y), along(f, out_width, width, pad_x);
+    const bool whole = inner >= kL;  // vectors in a pixel
+    const Meetings<S> down(f, out_height, height, pad_y), along(f, whole ? out_width : 0, width, pad_x);
+    const Spread<S> spread(f, width, whole ? 0 : out_width, inner, pad_x, kL);
+    const std::unique_ptr<S[]> taps(new S[f.count]);
+    for (int64_t m = 0; m < f.count; ++m) taps[m] = static_cast<S>(f.taps[m]);
     const int64_t line = width * inner, out_line = out_width * inner;
     const int64_t together = out_line < kPieceElements ? kPieceElements / out_line : 1;
     const int64_t parts = (out_height + together - 1) / together;
     parallel_for(outer * parts, threads, outer * out_height * out_line < 2 * kSmallWork, [&](int64_t piece) {
         const int64_t n = piece / parts, begin = piece % parts * together;
         const int64_t end = begin + together < out_height ? begin + together : out_height;
-        const std::unique_ptr<S[]> sum(new S[line + kL]);
+        const std::unique_ptr<S[]> sum(new S[line + kL]), laid(new S[whole ? 0 : f.down * spread.phase]());
         for (int64_t k = begin; k < end; ++k) {
             const int64_t* row = down.pixel.get() + k * f.count;
             const S* by = down.weight.get() + k * f.count;
@@ -60,23 +109,23 @@ void filter(const T* x, T* y, const Filter& f, int64_t outer, int64_t height, in
                 store(sum.get() + e, total);
             }
             T* to = y + (n * out_height + k) * out_line;
+            if (!whole) {
+                spread.lay(sum.get(), laid.get(), f.down);
+                for (int64_t e = 0; e < out_line; e += kL) {
+                    V total = splat<V>(0);
+                    for (int64_t m = 0; m < f.count; ++m) total += taps[m] * load<V>(laid.get() + spread.offset[m] + e);
+                    write_some(to + e, total, out_line - e < kL ? out_line - e : kL);
+                }
+                continue;
+            }
             for (int64_t place = 0; place < out_width; ++place) {
                 const int64_t* column = along.pixel.get() + place * f.count;
                 const S* weight = along.weight.get() + place * f.count;
-                const int64_t number = along.number[place];
-                if (inner >= kL) {
-                    for (int64_t c = 0; c < inner; c += kL) {
-                        V total = splat<V>(0);
-                        for (int64_t m = 0; m < number; ++m)
-                            total += weight[m] * load<V>(sum.get() + column[m] * inner + c);
-                        write_some(to + place * inner + c, total, inner - c < kL ? inner - c : kL);
-                    }
-                } else {
-                    for (int64_t c = 0; c < inner; ++c) {
-                        S total = 0;
-                        for (int64_t m = 0; m < number; ++m) total += weight[m] * sum[column[m] * inner + c];
-                        to[place * inner + c] = from_scalar<T>(total);
-                    }
+                for (int64_t c = 0; c < inner; c += kL) {
+                    V total = splat<V>(0);
+                    for (int64_t m = 0; m < along.number[place]; ++m)
+                        total += weight[m] * load<V>(sum.get() + column[m] * inner + c);
+                    write_some(to + place * inner + c, total, inner - c < kL ? inner - c : kL);
                 }
             }
         }
