@@ -97,6 +97,8 @@ def test_step(measure, benchmark, size, channels, width, batch, lazy):
         },
         bytes=0,
     )
-    result = measure(row, SERVED_BY)
+    result = measure(
+        row, SERVED_BY, compile_eager=False
+    )  # minutes, for what `eager` changes in each step
     benchmark.extra_info |= result["ratios"]
     benchmark.pedantic(step_of(config, images, lazy), rounds=3)

@@ -11,6 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from pyfastgan.gan import system_config
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "modes.json"
 PAGE = ROOT / "docs" / "mode-collapse.md"
@@ -64,12 +66,14 @@ def part(data, rows):
         lines.append("| `" + cells[0] + "` | " + " | ".join(cells[1:]) + " |")
     lines.append(f'\n<img src="images/modes-{data}.png" alt="Samples of each system on {data}">\n')
     lines.append("```sh")
-    by_seeds = {}
+    together = {}
     for row in rows:
         seeds = ",".join(str(run["seed"]) for run in row["runs"])
-        by_seeds.setdefault(seeds, []).append(row["system"])
-    for seeds, systems in by_seeds.items():
+        steps = row["steps"] if row["steps"] != system_config(row["system"], data).steps else None
+        together.setdefault((seeds, steps), []).append(row["system"])
+    for (seeds, steps), systems in together.items():
         what = f"--data {data} --seeds {seeds} --systems {','.join(systems)}"
+        what += f" --steps {steps}" if steps else ""
         lines.append(f"pyfastgan evaluate modes {what}")
     lines.append("```\n")
     return "\n".join(lines)

@@ -24,11 +24,14 @@ from pyfastgan.gan.objectives import (
 )
 from pyfastgan.gan.penalties import penalty_gradient, penalty_points
 
-_relu_backward = torch.ops.aten.threshold_backward
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class Passes:
     """The passes of one network, to be called under `torch.no_grad()`.
+
+    What they return lies in memory that the next call of the same pass on as many samples writes
+    anew: maps of this size, given back and taken again, cost more in page faults than in products.
 
     Args:
         network: Its parameters are read and their `.grad` is overwritten, never added to.
@@ -38,19 +41,36 @@ class Passes:
         layers = [layer for layer in network.main if isinstance(layer, nn.Linear)]
         self._weights = [layer.weight for layer in layers]
         self._biases = [layer.bias for layer in layers]
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    def room(self, use: str, like: Tensor, columns: int) -> Tensor:
+        """Uninitialised memory (N, columns) for that use, the same at every call."""
+        count = like.shape[0]  # where len() goes through Python
+        found = self._kept.get((use, count))
+        if found is None or found.dtype != like.dtype or found.device != like.device:
+            found = self._kept[use, count] = like.new_empty(count, columns)
+        return found
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """What enters each layer, (N, units) each, and the output."""
-        inputs = [x]
-        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
-            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
-        return inputs, torch.addmm(self._biases[-1], inputs[-1], self._weights[-1].t())
+        values = [x]
+        for k, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            y = self.room(f"value {k}", x, weight.shape[0])
+            torch.addmm(bias, values[-1], weight.t(), out=y)
+            values.append(y if k == len(self._weights) - 1 else y.relu_())
+        return values[:-1], values[-1]
 
     def backward(self, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
         """The cotangents of each layer's output, before its ReLU, from that of the network's."""
         deltas = [cotangent]
-        for weight, x in zip(self._weights[:0:-1], inputs[:0:-1], strict=True):
-            deltas.append(_relu_backward(deltas[-1] @ weight, x, 0))
+        for k in range(len(self._weights) - 1, 0, -1):
+            weight = self._weights[k]
+            delta = self.room(f"cotangent {k}", cotangent, weight.shape[1])
+            if weight.shape[0] == 1:  # a product of one term takes as long as one of many
+                torch.mul(deltas[-1], weight, out=delta)
+            else:
+                torch.mm(deltas[-1], weight, out=delta)
+            deltas.append(_relu_backward(delta, inputs[k], 0, grad_input=delta))
         return deltas[::-1]
 
     def input_cotangent(self, deltas: list[Tensor]) -> Tensor:
@@ -61,8 +81,10 @@ class Passes:
     def tangents(self, inputs: list[Tensor], v: Tensor) -> list[Tensor]:
         """What enters each layer of the linearised network, for the direction v of its input."""
         found = [v]
-        for weight, x in zip(self._weights[:-1], inputs[1:], strict=True):
-            found.append(_relu_backward(found[-1] @ weight.t(), x[: len(v)], 0))
+        for k, weight in enumerate(self._weights[:-1]):
+            t = self.room(f"tangent {k}", v, weight.shape[0])
+            torch.mm(found[-1], weight.t(), out=t)
+            found.append(_relu_backward(t, inputs[k + 1][: v.shape[0]], 0, grad_input=t))
         return found
 
     def write(
@@ -107,7 +129,7 @@ def critics_turn(
     Returns:
         The adversarial loss, the penalty, and the mean norm of the gradients at its points.
     """
-    count = len(real)
+    count = real.shape[0]
     points = [] if penalty is None else penalty_points(penalty, real, fake, **noise)
     # The penalised samples stand first; those of the loss among them are not judged twice.
     parts = [*points, *(x for x in (real, fake) if not any(_same(x, p) for p in points))]
@@ -126,17 +148,17 @@ def critics_turn(
     # With unit cotangents the slopes multiply the inputs, to which the tangents are added: one
     # weight gradient for loss and penalty.
     deltas = critic.backward(inputs, torch.ones_like(scores))
-    gradient = critic.input_cotangent([deltas[0][: len(points) * count]])
+    penalised = len(points) * count
+    gradient = critic.input_cotangent([deltas[0][:penalised]])
     # The mean over all points, times the number of sets, is the sum of the sets' means.
     value, v, norms = penalty_gradient(penalty, gradient, weight * len(points))
-    tangents = critic.tangents(inputs, v)
     together = []
-    for x, t in zip(inputs, tangents, strict=True):
-        if len(t) == len(x):
-            together.append(torch.addcmul(t, x, slope))
-        else:
-            together.append(x * slope)
-            together[-1][: len(t)] += t
+    for k, (x, t) in enumerate(zip(inputs, critic.tangents(inputs, v), strict=True)):
+        if penalised == x.shape[0]:
+            together.append(t.addcmul_(x, slope))
+            continue
+        together.append(torch.mul(x, slope, out=critic.room(f"input {k}", x, x.shape[1])))
+        together[-1][:penalised] += t
     critic.write(deltas, together, slope)
     return loss, value, norms.mean()
 
@@ -148,10 +170,10 @@ def generators_turn(
     """The generator's loss, and its derivative by the generated samples (N, D)."""
     pairs = get_objective(objective).pairs
     inputs, scores = critic.forward(torch.cat((fake, real)) if pairs else fake)
-    of_fake, of_real = scores[: len(fake)], scores[len(fake) :] if pairs else None
+    of_fake, of_real = scores[: fake.shape[0]], scores[fake.shape[0] :] if pairs else None
     value = generator_loss(objective, of_fake, of_real)
     slope = generator_slope(objective, of_fake, of_real)
-    deltas = critic.backward([x[: len(fake)] for x in inputs], slope)
+    deltas = critic.backward([x[: fake.shape[0]] for x in inputs] if pairs else inputs, slope)
     return value, critic.input_cotangent(deltas)
 
 

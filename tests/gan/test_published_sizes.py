@@ -1,7 +1,7 @@
 """Parameters and shapes of the networks at the papers' sizes, against tables of their layers.
 
 The tables are written from the papers: Isola et al. 2017, section 6.1; Zhu et al. 2017, section 7.2;
-Brock et al. 2019, figure 15 and tables 4 and 7; Karras et al. 2018, table 2. A row counts kernel^2 * in * out
+Brock et al. 2019, figure 15 and table 4; Karras et al. 2018, table 2. A row counts kernel^2 * in * out
 weights and out biases, unless it says otherwise. No memory is taken: networks stand on the `meta` device.
 """
 
