@@ -229,6 +229,7 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float], *, unbiased: bool = T
     """
     if isinstance(x, Tensor) and isinstance(y, Tensor) and under_autocast(x.device):
         x, y = x.float(), y.float()
+    unbiased = bool(unbiased)
     widths = _check(x, y, bandwidths, unbiased)
     if forward_mode():
         return mmd_reference(x, y, widths, unbiased=unbiased)

@@ -21,7 +21,7 @@ from pyfastgan.testing import backends
 CALLS = int(os.environ.get("PYFASTGAN_FUZZ_CALLS", "2000"))
 OTHERS = (torch.int64, torch.int32, torch.bool, torch.complex64, torch.uint8)
 EXTREMES = (math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, 0.0)
-# Far from the samples' values sums cancel and knots move: of the largest value of a result.
+# Far from the samples' values sums cancel and knots move: of the largest value of a result or an argument.
 RELATIVE = {torch.float64: 1e-6, torch.float32: 3e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 OPS = [op for op in ops().values() if "cpu" in backends(op)]
 
@@ -106,7 +106,7 @@ def calls(draw, samples):
 
 
 def answer(op, backend, args, kwargs):
-    """Results and gradients, or the error."""
+    """Results and then gradients, or the error."""
 
     def leaf(x):
         floating = isinstance(x, torch.Tensor) and x.is_floating_point() and op.orders
@@ -126,17 +126,25 @@ def answer(op, backend, args, kwargs):
         outputs = [y for y in outputs if isinstance(y, torch.Tensor)]
         smooth = [y for y in outputs if y.requires_grad]
         if not smooth:
-            return outputs
+            return outputs, []
         grads = torch.autograd.grad([y.sum() for y in smooth], inputs, allow_unused=True)
-    return [*outputs, *grads]
+    return outputs, grads
 
 
-def has_nan(call):
-    tensors = (t for t in (*call[0], *call[1].values()) if isinstance(t, torch.Tensor))
-    return any(t.device.type != "meta" and bool(t.isnan().any()) for t in tensors)
+def largest(call):
+    """Of the numbers in tensors; not finite if one is not."""
+    tensors = [t for t in (*call[0], *call[1].values()) if isinstance(t, torch.Tensor)]
+    sizes = [t.abs().max().item() for t in tensors if t.device.type != "meta" and t.numel()]
+    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=0.0)
 
 
-def compare(ours, plain):
+def compare(ours, plain, size):
+    # Equal up to rounding, the nearest code may be another one, and the gradient goes there.
+    tied = any(
+        a.device.type != "meta" and not a.is_floating_point() and not torch.equal(a, b)
+        for a, b in zip(ours[0], plain[0])
+    )
+    (ours, plain) = (x[0] if tied else [*x[0], *x[1]] for x in (ours, plain))
     for a, b in zip(ours, plain, strict=True):
         if a is None or b is None:
             rest = a if b is None else b
@@ -147,7 +155,7 @@ def compare(ours, plain):
             continue
         if not b.isfinite().all():
             return
-        scale = max(b.double().abs().max().item(), 1.0)
+        scale = max(b.double().abs().max().item(), size, 1.0)
         error = (a.double() - b.double()).abs().max().item()
         assert error <= RELATIVE[a.dtype] * scale, (error, scale)
 
@@ -175,8 +183,9 @@ def test_any_call(op):
             assert type(plain) is type(ours) or isinstance(ours, pf.BackendError), (plain, ours)
             assert re.sub(r"\W", "", str(ours)), "an error that says nothing"
             event("refused")
-        elif not has_nan(call):  # how far a NaN reaches is another check's affair: check_not_finite
-            compare(ours, plain)
+        # How far what is not finite reaches is another check's affair: check_not_finite.
+        elif math.isfinite(size := largest(call)):
+            compare(ours, plain, size)
 
     with printed_short():
         check()
