@@ -58,7 +58,9 @@ def _log_scale(raw: Tensor, scale: str, clamp: float) -> Tensor:
         return F.logsigmoid(raw + 2)
     if scale == "clamped_tanh":
         return clamp * raw.tanh()
-    return clamp * 0.636 * torch.atan(raw / clamp)
+    # float16 may hold neither clamp nor s / clamp.
+    wide = raw.to(accumulation(raw.dtype))
+    return (clamp * 0.636 * torch.atan(wide / clamp)).to(raw.dtype)
 
 
 def _log_scale_slope(raw: Tensor, scale: str, clamp: float) -> Tensor:

@@ -125,8 +125,12 @@ def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _bound(y: Tensor, clamp: float | None) -> Tensor:
+    if clamp is None:
+        return y
+    if clamp > torch.finfo(y.dtype).max:  # as the dtype holds it; torch refuses such numbers
+        clamp = math.inf
     # Not torch.clamp: where the bound is met exactly its derivative would be 1.
-    return y if clamp is None else torch.where(y.abs() >= clamp, y.detach().clamp(-clamp, clamp), y)
+    return torch.where(y.abs() >= clamp, y.detach().clamp(-clamp, clamp), y)
 
 
 def bias_act_reference(

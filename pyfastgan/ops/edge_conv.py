@@ -149,7 +149,7 @@ def _conv_reference(
     windows = _windows(x.shape[2:], y.shape[2:], w.shape[2:], stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
-            y[:, :, *places] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1, *pixels]
+            y[(..., *places)] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1][(..., *pixels)]
     if bias is not None:
         y += bias.view(-1, 1, 1)
     if slope != 1.0:
@@ -190,7 +190,7 @@ def _transpose_reference(
     windows = _windows((height, width), f.shape[2:], w.shape[2:], stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for k in range(f.size(1)):
-            y[:, :, *pixels] += w[k, :, i, j].view(-1, 1, 1) * f[:, k : k + 1, *places]
+            y[(..., *pixels)] += w[k, :, i, j].view(-1, 1, 1) * f[:, k : k + 1][(..., *places)]
     return y.to(feature.dtype)
 
 
@@ -216,7 +216,9 @@ def _weight_reference(
     windows = _windows(x.shape[2:], f.shape[2:], (kh, kw), stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
-            gradient[:, c, i, j] = (f[:, :, *places] * x[:, c : c + 1, *pixels]).sum((0, 2, 3))
+            gradient[:, c, i, j] = (f[(..., *places)] * x[:, c : c + 1][(..., *pixels)]).sum(
+                (0, 2, 3)
+            )
     if want_bias:
         bias = f.sum((0, 2, 3))
     return gradient.to(image.dtype), bias.to(image.dtype)

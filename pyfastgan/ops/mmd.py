@@ -39,6 +39,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    under_autocast,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 
@@ -226,8 +227,9 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Sequence[float], *, unbiased: bool = T
         TypeError, ValueError: an argument has a wrong type, shape, device, dtype or range; the
             message names it.
     """
-    if isinstance(x, Tensor) and isinstance(y, Tensor) and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and under_autocast(x.device):
         x, y = x.float(), y.float()
+    unbiased = bool(unbiased)
     widths = _check(x, y, bandwidths, unbiased)
     if forward_mode():
         return mmd_reference(x, y, widths, unbiased=unbiased)

@@ -211,6 +211,12 @@ class _Trainer:
     def save(self) -> None:
         """Write the checkpoint, and the weights to sample from."""
         self._read_losses()
+        losses = self.losses.state_dict()
+        # Every rank goes on from these: not those of the first one's part of the batches.
+        losses["sums"] = {
+            name: self.fabric.all_reduce(value.clone(), reduce_op="mean")
+            for name, value in losses["sums"].items()
+        }
         rng = _gathered(rng_state(self.fabric.device), self.fabric)
         if not self.fabric.is_global_zero:
             return
@@ -230,7 +236,7 @@ class _Trainer:
                     for name, optimizer in self.system.optimizers.items()
                 },
                 "sampler": self.sampler.state_dict(),
-                "losses": self.losses.state_dict(),
+                "losses": losses,
                 "precision": self.fabric.strategy.precision.state_dict(),
                 "rng": rng,
             },

@@ -66,7 +66,7 @@ def check_finite(names: list[str], values: list[float], step: int) -> None:
         if not math.isfinite(value):
             raise ValueError(
                 f"the loss {name!r} is {value} at step {step}: training has broken down"
-                " (the last checkpoint is kept)"
+                " (a checkpoint from before is kept)"
             )
 
 

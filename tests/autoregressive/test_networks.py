@@ -78,8 +78,8 @@ def test_cached_parameters_given_a_coarser_map(classes) -> None:
         full = net(values, labels, above)
         cache = net.begin(2, labels, above)
         for pixel in itertools.product(*map(range, net.shape)):
-            torch.testing.assert_close(cache.parameters(), full[..., *pixel], rtol=0, atol=1e-5)
-            cache.append(values[..., *pixel])
+            torch.testing.assert_close(cache.parameters(), full[(..., *pixel)], rtol=0, atol=1e-5)
+            cache.append(values[(..., *pixel)])
         changed = above.clone()
         changed[:, 0, 0] = (changed[:, 0, 0] + 1) % 4
         apart = (net(values, labels, changed) - full).abs().amax((0, 1))

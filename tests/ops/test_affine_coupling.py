@@ -200,3 +200,16 @@ def test_outputs_too_large_for_the_caches(backend):
             assert torch.equal(one, torch.cat(several))
         else:  # torch's sums are cut by the number of samples
             torch.testing.assert_close(one, torch.cat(several), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_clamp_that_float16_does_not_hold(backend, dtype):
+    """Far below the clamp its map is 0.636 s."""
+    raw = torch.tensor([[1.0, 2.0, -3.0]], dtype=dtype)
+    with pf.use_backend(backend):
+        y, logdet = pf.ops.affine_coupling(
+            torch.ones_like(raw), raw, torch.zeros_like(raw), scale="softclamp", clamp=1e30
+        )
+    torch.testing.assert_close(y, (0.636 * raw.double()).exp().to(dtype), rtol=2e-3, atol=0)
+    torch.testing.assert_close(logdet, torch.zeros(1), rtol=0, atol=1e-6)

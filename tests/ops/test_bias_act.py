@@ -240,3 +240,15 @@ def test_small_tensors_are_left_to_torch(act):
     with pf.use_backend("reference"):
         y = pf.ops.bias_act(x[:4], bias, act)
         assert "BiasAct" in type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "clamp"), [(torch.float16, 1e30), (torch.float32, 1e300)])
+def test_a_clamp_that_the_dtype_does_not_hold(backend, dtype, clamp):
+    """It is infinity, as the dtype rounds it."""
+    x = torch.tensor([[3.0, -2.0, torch.inf]], dtype=dtype, requires_grad=True)
+    with pf.use_backend(backend):
+        y = pf.ops.bias_act(x, act="linear", gain=2.0, clamp=clamp)
+        y.sum().backward()
+    assert y.tolist() == [[6.0, -4.0, torch.inf]]
+    assert x.grad.tolist() == [[2.0, 2.0, 0.0]]

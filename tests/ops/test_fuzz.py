@@ -4,6 +4,7 @@ are; `make proofs` makes 100,000.
 """
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -20,9 +21,19 @@ from pyfastgan.testing import backends
 CALLS = int(os.environ.get("PYFASTGAN_FUZZ_CALLS", "2000"))
 OTHERS = (torch.int64, torch.int32, torch.bool, torch.complex64, torch.uint8)
 EXTREMES = (math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, 0.0)
-# Far from the samples' values sums cancel and knots move: of the largest value of a result.
+# Far from the samples' values sums cancel and knots move: of the largest value of a result or an argument.
 RELATIVE = {torch.float64: 1e-6, torch.float32: 3e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 OPS = [op for op in ops().values() if "cpu" in backends(op)]
+
+
+# Strategies made once, since hypothesis takes longer to check a new one than a call takes.
+@functools.cache
+def index(count):
+    return st.integers(0, count - 1)
+
+
+def pick(draw, choices):
+    return choices[draw(index(len(choices)))]
 
 
 def small(sample):
@@ -30,74 +41,72 @@ def small(sample):
     return sum(math.prod(v.shape) for v in values) <= 3000
 
 
-@st.composite
-def tensors(draw, x):
+def changed(draw, x):
     """x, with another shape, layout, type or other values."""
-    kind = draw(st.sampled_from(["size", "dim", "strides", "dtype", "values", "device"]))
-    at = draw(st.integers(0, max(x.dim() - 1, 0)))
+    kind = pick(draw, ["size", "dim", "strides", "dtype", "values", "device"])
+    at = draw(index(max(x.dim(), 1)))
     if kind == "size" and x.dim():
-        size = draw(st.integers(0, x.size(at) + 2))
-        index = torch.arange(size).remainder(max(x.size(at), 1))
-        return x.index_select(at, index) if x.size(at) else x
+        size = draw(index(x.size(at) + 3))
+        rows = torch.arange(size).remainder(max(x.size(at), 1))
+        return x.index_select(at, rows) if x.size(at) else x
     if kind == "dim":
         return (
             x.unsqueeze(at)
-            if draw(st.booleans()) or not x.dim()
+            if draw(index(2)) or not x.dim()
             else x.select(at, 0)
             if x.size(at)
             else x
         )
     if kind == "strides" and x.dim():
-        how = draw(st.sampled_from(["expand", "transpose", "every other", "offset", "flipped"]))
+        how = pick(draw, ["expand", "transpose", "every other", "offset", "flipped"])
         if how == "expand" and x.size(at):
             return x.narrow(at, 0, 1).expand(x.shape)
         if how == "transpose":
-            return x.transpose(at, draw(st.integers(0, x.dim() - 1)))
+            return x.transpose(at, draw(index(x.dim())))
         if how == "every other":
             return torch.stack((x, x), -1)[..., 0]
         if how == "offset":
             return torch.cat((x.flatten()[:1], x.flatten()))[min(1, x.numel()) :].view(x.shape)
         return x.flip(at)
     if kind == "dtype":
-        return x.to(draw(st.sampled_from(FLOATS + OTHERS)))
-    if kind == "device" and draw(st.integers(0, 9)) == 0:
+        return x.to(pick(draw, FLOATS + OTHERS))
+    if kind == "device" and draw(index(10)) == 0:
         return x.to("meta")
     if kind == "values" and x.numel() and x.dtype.is_floating_point:
         x = x.clone(memory_format=torch.contiguous_format)
-        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from(EXTREMES))
+        x.view(-1)[draw(index(x.numel()))] = pick(draw, EXTREMES)
     return x
 
 
 def others(value):
     if isinstance(value, bool):
-        return st.sampled_from([not value, None, 2])
+        return [not value, None, 2]
     if isinstance(value, int):
-        return st.sampled_from([-1, 0, 1, 3, 1000, 1.5, None, "3"])
+        return [-1, 0, 1, 3, 1000, 1.5, None, "3"]
     if isinstance(value, float):
-        return st.sampled_from([*EXTREMES, -1.0, 1.0, 3, None, "x"])
+        return [*EXTREMES, -1.0, 1.0, 3, None, "x"]
     if isinstance(value, str):
-        return st.sampled_from(["", "nonsense", value.upper(), 1, None])
+        return ["", "nonsense", value.upper(), 1, None]
     if isinstance(value, tuple):
-        return st.sampled_from([value[:-1], (*value, 2), (), (0, *value), tuple(-1 for _ in value)])
-    return st.sampled_from([None, 0, 1.0, "x", [1.0]])
+        return [value[:-1], (*value, 2), (), (0, *value), tuple(-1 for _ in value)]
+    return [None, 0, 1.0, "x", [1.0]]
 
 
 @st.composite
-def calls(draw, op):
-    sample = draw(st.sampled_from([s for s in op.samples if small(s)]))
-    args, kwargs = sample.make(draw(st.sampled_from(FLOATS)))
+def calls(draw, samples):
+    args, kwargs = pick(draw, samples).make(pick(draw, FLOATS))
     args = list(args)
-    for _ in range(draw(st.integers(0, 3))):
+    for _ in range(draw(index(4))):
         places = [(args, k) for k in range(len(args))] + [(kwargs, k) for k in sorted(kwargs)]
-        holder, key = draw(st.sampled_from(places))
+        holder, key = pick(draw, places)
         value = holder[key]
-        tensor = isinstance(value, torch.Tensor) and draw(st.integers(0, 9)) > 0
-        holder[key] = draw(tensors(value) if tensor else others(value))
+        tensor = isinstance(value, torch.Tensor) and draw(index(10)) > 0
+        holder[key] = changed(draw, value) if tensor else pick(draw, others(value))
     return args, kwargs
 
 
 def answer(op, backend, args, kwargs):
-    """Results and gradients, or the error."""
+    """Results and then gradients, or the error."""
 
     def leaf(x):
         floating = isinstance(x, torch.Tensor) and x.is_floating_point() and op.orders
@@ -107,7 +116,7 @@ def answer(op, backend, args, kwargs):
     inputs = [
         x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.requires_grad
     ]
-    torch.manual_seed(0)  # for a seed of None
+    torch.default_generator.manual_seed(0)  # for a seed of None
     with pf.use_backend(backend):
         try:
             outputs = op.function(*args, **kwargs)
@@ -117,18 +126,40 @@ def answer(op, backend, args, kwargs):
         outputs = [y for y in outputs if isinstance(y, torch.Tensor)]
         smooth = [y for y in outputs if y.requires_grad]
         if not smooth:
-            return outputs
+            return outputs, []
         grads = torch.autograd.grad([y.sum() for y in smooth], inputs, allow_unused=True)
-    return [*outputs, *grads]
+    return outputs, grads
 
 
-def has_nan(call):
-    tensors = (t for t in (*call[0], *call[1].values()) if isinstance(t, torch.Tensor))
-    return any(t.device.type != "meta" and bool(t.isnan().any()) for t in tensors)
+def floating(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def compare(ours, plain):
-    for a, b in zip(ours, plain, strict=True):
+def largest(call):
+    """Of the numbers in tensors; not finite if one is not."""
+    tensors = [t for t in (*call[0], *call[1].values()) if floating(t)]
+    sizes = [t.abs().max().item() for t in tensors if t.device.type != "meta" and t.numel()]
+    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=0.0)
+
+
+def exact(op, args, kwargs):
+    """The reference's results in float64, of the very numbers of the call; none if it refuses that type."""
+    wide = [a.double() if floating(a) else a for a in args]
+    found = answer(
+        op, "reference", wide, {k: v.double() if floating(v) else v for k, v in kwargs.items()}
+    )
+    return None if isinstance(found, Exception) else found
+
+
+def compare(op, call, ours, plain, size):
+    # Equal up to rounding, the nearest code may be another one, and the gradient goes there.
+    tied = any(
+        a.device.type != "meta" and not a.is_floating_point() and not torch.equal(a, b)
+        for a, b in zip(ours[0], plain[0])
+    )
+    assert op.orders or not tied
+    (ours, plain) = (x[0] if tied else [*x[0], *x[1]] for x in (ours, plain))
+    for k, (a, b) in enumerate(zip(ours, plain, strict=True)):
         if a is None or b is None:
             rest = a if b is None else b
             assert rest is None or rest.device.type == "meta" or not rest.any()
@@ -138,9 +169,17 @@ def compare(ours, plain):
             continue
         if not b.isfinite().all():
             return
-        scale = max(b.double().abs().max().item(), 1.0)
+        scale = max(b.double().abs().max().item(), size, 1.0)
         error = (a.double() - b.double()).abs().max().item()
-        assert error <= RELATIVE[a.dtype] * scale, (error, scale)
+        if error <= RELATIVE[a.dtype] * scale:
+            continue
+        # Where plain PyTorch is as far from the truth, the call asks for digits that the type does not have.
+        truth = exact(op, *call)
+        truth = [None] if truth is None else [*truth[0], *truth[1]][k : k + 1]
+        assert truth[0] is not None, (error, scale)
+        if truth[0].isfinite().all():
+            own, others = ((x.double() - truth[0].double()).abs().max().item() for x in (a, b))
+            assert own <= 2 * others + RELATIVE[a.dtype] * scale, (own, others, scale)
 
 
 @contextlib.contextmanager
@@ -157,7 +196,7 @@ def test_any_call(op):
         max_examples=math.ceil(CALLS / len(OPS)),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(call=calls(op))
+    @given(call=calls([s for s in op.samples if small(s)]))
     def check(call):
         plain = answer(op, "reference", *call)
         ours = answer(op, "cpu", *call)
@@ -166,8 +205,9 @@ def test_any_call(op):
             assert type(plain) is type(ours) or isinstance(ours, pf.BackendError), (plain, ours)
             assert re.sub(r"\W", "", str(ours)), "an error that says nothing"
             event("refused")
-        elif not has_nan(call):  # how far a NaN reaches is another check's affair: check_not_finite
-            compare(ours, plain)
+        # How far what is not finite reaches is another check's affair: check_not_finite.
+        elif math.isfinite(size := largest(call)):
+            compare(op, call, ours, plain, size)
 
     with printed_short():
         check()

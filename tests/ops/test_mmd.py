@@ -122,3 +122,12 @@ def test_no_matrix_in_memory(backend):
         pf.ops.mmd(x, y, [1.0]).backward()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 100_000  # kilobytes; the matrix alone has 576,000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_fuzzer_found(backend):
+    x = torch.randn(5, 3, requires_grad=True)
+    with pf.use_backend(backend):
+        assert torch.equal(pf.ops.mmd(x, x, (1.0,), unbiased="yes"), pf.ops.mmd(x, x, (1.0,)))
+        with pytest.raises(ValueError, match="y must be on meta like x, got cpu"):
+            pf.ops.mmd(x.to("meta"), x, (1.0,))
