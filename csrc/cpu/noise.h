@@ -5,6 +5,93 @@
 
 #include "types.h"
 
+namespace PF_NAMESPACE {
+#if defined(__AVX512F__)
+// Before the formulas, which do not find functions of built-in vectors later.
+PF_FN void split(vfloat x, vfloat& m, vfloat& e) {
+    m = (vfloat)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+    e = (vfloat)_mm512_getexp_ps((__m512)x);
+}
+// An estimate of 14 bits and a step of Newton's: to 2^-23, in half the time of the exact root.
+PF_FN vfloat root_of_positive(vfloat x) {
+    const vfloat y = (vfloat)_mm512_rsqrt14_ps((__m512)x), root = x * y;
+    return root + (0.5f * root) * (1.0f - root * y);
+}
+#endif
+
+// N packs that a formula takes through its steps side by side: what one waits for, another one fills.
+template <class V, int N>
+struct Several {
+    V of[N];
+};
+#define PF_EACH _Pragma("GCC unroll 4") for (int k = 0; k < N; ++k)
+#define PF_OPERATOR(op)                                                                   \
+    template <class V, int N>                                                             \
+    PF_FN auto operator op(Several<V, N> a, Several<V, N> b) {                            \
+        Several<decltype(a.of[0] op b.of[0]), N> result;                                  \
+        PF_EACH result.of[k] = a.of[k] op b.of[k];                                        \
+        return result;                                                                    \
+    }                                                                                     \
+    template <class V, int N, class S, class = std::enable_if_t<std::is_arithmetic_v<S>>> \
+    PF_FN auto operator op(Several<V, N> a, S b) {                                        \
+        Several<decltype(a.of[0] op b), N> result;                                        \
+        PF_EACH result.of[k] = a.of[k] op b;                                              \
+        return result;                                                                    \
+    }                                                                                     \
+    template <class V, int N, class S, class = std::enable_if_t<std::is_arithmetic_v<S>>> \
+    PF_FN auto operator op(S a, Several<V, N> b) {                                        \
+        Several<decltype(a op b.of[0]), N> result;                                        \
+        PF_EACH result.of[k] = a op b.of[k];                                              \
+        return result;                                                                    \
+    }
+PF_OPERATOR(+)
+PF_OPERATOR(-)
+PF_OPERATOR(*)
+PF_OPERATOR(&)
+PF_OPERATOR(|)
+PF_OPERATOR(^)
+PF_OPERATOR(<<)
+PF_OPERATOR(>>)
+PF_OPERATOR(<)
+PF_OPERATOR(>)
+#undef PF_OPERATOR
+#define PF_FUNCTION(f)                           \
+    template <class V, int N>                    \
+    PF_FN auto f(Several<V, N> a) {              \
+        Several<decltype(f(a.of[0])), N> result; \
+        PF_EACH result.of[k] = f(a.of[k]);       \
+        return result;                           \
+    }
+PF_FUNCTION(as_bits)
+PF_FUNCTION(from_bits)
+PF_FUNCTION(to_float)
+PF_FUNCTION(to_signed)
+PF_FUNCTION(square_root)
+#if defined(__AVX512F__)
+PF_FUNCTION(root_of_positive)
+#endif
+#undef PF_FUNCTION
+template <int N>
+PF_FN float scalar_of(Several<vfloat, N>) {
+    return 0;
+}
+template <class V, int N>
+PF_FN Several<V, N> select(Several<vint, N> c, Several<V, N> a, Several<V, N> b) {
+    PF_EACH a.of[k] = select(c.of[k], a.of[k], b.of[k]);
+    return a;
+}
+#if defined(__AVX512F__)
+template <int N>
+PF_FN void split(Several<vfloat, N> x, Several<vfloat, N>& m, Several<vfloat, N>& e) {
+    PF_EACH split(x.of[k], m.of[k], e.of[k]);
+}
+#endif
+template <int N>
+PF_FN void multiply_wide(Several<vword, N> a, uint32_t m, Several<vword, N>& high, Several<vword, N>& low) {
+    PF_EACH multiply_wide(a.of[k], m, high.of[k], low.of[k]);
+}
+}  // namespace PF_NAMESPACE
+
 #include "../math/normal.h"
 #include "../math/philox.h"
 
@@ -20,94 +107,222 @@ struct Noise {
     int64_t blocks() const { return (elements + 3) / 4; }
 };
 
-// Round keys of one seed, or of the seeds of kLanes blocks. Even blocks stand in one pack and odd ones in the other, so
-// that joining two 32-bit words in a 64-bit lane restores their order.
-struct Keys {
-    vword of[2][kRounds][2];
-};
+// The kLanes blocks of a step stand in two packs of 64-bit lanes; two 32-bit words side by side in such a lane, the
+// second one from the second pack, make a pack of words. Each group of four of its lanes holds blocks that are
+// kLanes / 4 apart: then a 4 x 4 transposition within the groups gives the order of memory.
+PF_FN constexpr int block_of_lane(int lane) { return lane % 4 * (kLanes / 4) + lane / 4; }
+PF_FN constexpr int lane_of_block(int block) { return block % (kLanes / 4) * 4 + block / (kLanes / 4); }
 
-PF_FN void keys_of_seed(uint64_t seed, Keys& keys) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) philox_keys(vword{} + (seed & 0xffffffffu), vword{} + (seed >> 32), keys.of[h]);
+template <std::size_t... I>
+PF_FN vword block_numbers(int half, std::index_sequence<I...>) {
+    return half ? vword{static_cast<uint64_t>(block_of_lane(2 * I + 1))...}
+                : vword{static_cast<uint64_t>(block_of_lane(2 * I))...};
+}
+PF_FN vword block_numbers(int half) { return block_numbers(half, std::make_index_sequence<kLanes / 2>{}); }
+
+// The low, and the high, words of both packs.
+PF_FN vuint join_low(vword first, vword second) {
+#if defined(__AVX512F__)
+    return (vuint)_mm512_mask_shuffle_epi32((__m512i)first, 0xaaaa, (__m512i)second, _MM_PERM_CCAA);
+#else
+    return (vuint)((first & 0xffffffffu) | (second << 32));
+#endif
+}
+PF_FN vuint join_high(vword first, vword second) {
+#if defined(__AVX512F__)
+    return (vuint)_mm512_mask_shuffle_epi32((__m512i)second, 0x5555, (__m512i)first, _MM_PERM_DDBB);
+#else
+    return (vuint)((first >> 32) | (second & 0xffffffff00000000u));
+#endif
+}
+
+// The last round, of both packs at once. words[k] then holds word k of each block.
+PF_FN void last_round(const vword first[4], const vword second[4], vuint key0, vuint key1, vuint words[4]) {
+    vword product0[2], product1[2], high;
+    multiply_wide(first[0], kMultiplier0, high, product0[0]);
+    multiply_wide(second[0], kMultiplier0, high, product0[1]);
+    multiply_wide(first[2], kMultiplier1, high, product1[0]);
+    multiply_wide(second[2], kMultiplier1, high, product1[1]);
+    words[0] = join_high(product1[0], product1[1]) ^ join_low(first[1], second[1]) ^ key0;
+    words[1] = join_low(product1[0], product1[1]);
+    words[2] = join_high(product0[0], product0[1]) ^ join_low(first[3], second[3]) ^ key1;
+    words[3] = join_low(product0[0], product0[1]);
 }
 
 PF_FN uint64_t sample_word(const Noise& n, int64_t sample) {
     return n.per_sample ? 0 : (static_cast<uint64_t>(n.sample_offset) + static_cast<uint64_t>(sample)) & 0xffffffffu;
 }
 
-PF_FN vword even_odd(int which) {
-    vword v{};
-#pragma GCC unroll 8
-    for (int k = 0; k < kLanes / 2; ++k) v[k] = static_cast<uint64_t>(2 * k + which);
-    return v;
-}
-
-// Counters of kLanes blocks of one sample whose numbers do not wrap in their low word.
-PF_FN void consecutive(const Noise& n, int64_t sample, int64_t block, vword counter[2][4]) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-        counter[h][0] = even_odd(h) + (static_cast<uint64_t>(block) & 0xffffffffu);
-        counter[h][1] = vword{} + (static_cast<uint64_t>(block) >> 32);
-        counter[h][2] = vword{} + sample_word(n, sample);
-        counter[h][3] = vword{} + static_cast<uint64_t>(n.stream);
-    }
-}
-
-// Counters, and keys if each sample has its own, of any kLanes pairs from (sample, block) on; lanes past the last
-// sample repeat it and are not stored.
-PF_FN void mixed(const Noise& n, int64_t sample, int64_t block, vword counter[2][4], Keys& keys) {
+// The words of any kLanes (sample, block) pairs from this one on; lanes past the last sample repeat it.
+inline void mixed_words(const Noise& n, int64_t sample, int64_t block, Several<vuint, 1> words[4]) {
     const int64_t blocks = n.blocks();
     uint64_t number[2][kLanes / 2], word[2][kLanes / 2], seed[2][kLanes / 2];
-    for (int lane = 0; lane < kLanes; ++lane) {
-        number[lane & 1][lane >> 1] = static_cast<uint64_t>(block);
-        word[lane & 1][lane >> 1] = sample_word(n, sample);
-        seed[lane & 1][lane >> 1] = n.per_sample ? static_cast<uint64_t>(n.seeds[sample]) : 0;
+    for (int k = 0; k < kLanes; ++k) {
+        const int lane = lane_of_block(k), half = lane & 1, place = lane >> 1;
+        number[half][place] = static_cast<uint64_t>(block);
+        word[half][place] = sample_word(n, sample);
+        seed[half][place] = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
         if (++block == blocks) {
             block = 0;
             if (sample + 1 < n.samples) ++sample;
         }
     }
+    vword counter[2][4], keys[2][kRounds][2];
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
         counter[h][0] = load<vword>(number[h]) & 0xffffffffu;
         counter[h][1] = load<vword>(number[h]) >> 32;
         counter[h][2] = load<vword>(word[h]);
         counter[h][3] = vword{} + static_cast<uint64_t>(n.stream);
-        if (n.per_sample) philox_keys(load<vword>(seed[h]) & 0xffffffffu, load<vword>(seed[h]) >> 32, keys.of[h]);
+        philox_keys(load<vword>(seed[h]) & 0xffffffffu, load<vword>(seed[h]) >> 32, keys[h]);
+        for (int round = 0; round < kRounds - 1; ++round)
+            philox_round(counter[h], keys[h][round][0], keys[h][round][1]);
     }
+    constexpr int kLast = kRounds - 1;
+    vuint made[4];
+    last_round(counter[0], counter[1], join_low(keys[0][kLast][0], keys[1][kLast][0]),
+               join_low(keys[0][kLast][1], keys[1][kLast][1]), made);
+    for (int k = 0; k < 4; ++k) words[k].of[0] = made[k];
 }
 
-// words[k] holds word k of each of the kLanes blocks.
-PF_FN void make_words(vword counter[2][4], const Keys& keys, vuint words[4]) {
-    philox4x32(counter[0], keys.of[0]);
-    philox4x32(counter[1], keys.of[1]);
+// Consecutive blocks of a sample. All words of the counter but the first, and so half of the first two rounds, are the
+// same for them; the product of the first is kept, and grows by a constant from step to step.
+class Run {
+public:
+    Run(const Noise& n, int64_t sample, int64_t block) {
+        uint32_t keys[kRounds][2];
+        const uint64_t seed = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
+        philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), keys);
+        for (int round = 0; round < kRounds - 1; ++round)
+            for (int k = 0; k < 2; ++k) keys_[round][k] = vword{} + keys[round][k];
+        for (int k = 0; k < 2; ++k) last_[k] = vuint{} + keys[kRounds - 1][k];
+        uint32_t high0, low0, high1, low1;
+        multiply_wide(static_cast<uint32_t>(sample_word(n, sample)), kMultiplier1, high1, low1);
+        const uint32_t block_high = static_cast<uint32_t>(static_cast<uint64_t>(block) >> 32);
+        multiply_wide(high1 ^ block_high ^ keys[0][0], kMultiplier0, high0, low0);
+        after_first_ = vword{} + (n.stream ^ keys[0][1]);
+        after_second_[0] = vword{} + (low1 ^ keys[1][0]);
+        after_second_[1] = vword{} + (high0 ^ keys[1][1]);
+        after_second_[2] = vword{} + low0;
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+            vword high;
+            multiply_wide(block_numbers(h) + (static_cast<uint64_t>(block) & 0xffffffffu), kMultiplier0, high,
+                          product_[h]);
+        }
+    }
+    // The words of the next N times kLanes blocks.
+    template <int N>
+    PF_FN void next(Several<vuint, N> words[4]) {
+        constexpr uint64_t kStep = static_cast<uint64_t>(kMultiplier0) * kLanes;
+        using W = Several<vword, 2 * N>;
+        const auto all = [](vword v) {
+            W w;
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) words[k] = (vuint)((counter[0][k] & 0xffffffffu) | (counter[1][k] << 32));
+            for (int k = 0; k < 2 * N; ++k) w.of[k] = v;
+            return w;
+        };
+        W product, counter[4], high, low;
+#pragma GCC unroll 4
+        for (int k = 0; k < 2 * N; ++k) product.of[k] = product_[k & 1] + (k / 2) * kStep;
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) product_[h] += N * kStep;
+        multiply_wide((product >> 32) ^ all(after_first_), kMultiplier1, high, low);
+        counter[0] = high ^ all(after_second_[0]);
+        counter[1] = low;
+        counter[2] = product ^ all(after_second_[1]);
+        counter[3] = all(after_second_[2]);
+#pragma GCC unroll 10
+        for (int round = 2; round < kRounds - 1; ++round)
+            philox_round(counter, all(keys_[round][0]), all(keys_[round][1]));
+#pragma GCC unroll 2
+        for (int k = 0; k < N; ++k) {
+            vword first[4], second[4];
+            vuint out[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                first[j] = counter[j].of[2 * k];
+                second[j] = counter[j].of[2 * k + 1];
+            }
+            last_round(first, second, last_[0], last_[1], out);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) words[j].of[k] = out[j];
+        }
+    }
+
+private:
+    vword keys_[kRounds - 1][2], after_first_, after_second_[3], product_[2];
+    vuint last_[2];
+};
+
+template <std::size_t... I>
+PF_FN vfloat low_of_groups(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * kLanes)...);
+}
+template <std::size_t... I>
+PF_FN vfloat high_of_groups(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 + I % 4 / 2 + I % 2 * kLanes)...);
+}
+template <std::size_t... I>
+PF_FN vfloat low_pairs_of_groups(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 + I % 4 / 2 * kLanes)...);
+}
+template <std::size_t... I>
+PF_FN vfloat high_pairs_of_groups(vfloat a, vfloat b, std::index_sequence<I...>) {
+    return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 + I % 2 + I % 4 / 2 * kLanes)...);
 }
 
 // Word-major to block-major: out holds the 4 kLanes elements in the order of memory.
 PF_FN void in_order(const vfloat in[4], vfloat out[4]) {
-    const vfloat low02 = interleave_low(in[0], in[2]), high02 = interleave_high(in[0], in[2]);
-    const vfloat low13 = interleave_low(in[1], in[3]), high13 = interleave_high(in[1], in[3]);
-    out[0] = interleave_low(low02, low13);
-    out[1] = interleave_high(low02, low13);
-    out[2] = interleave_low(high02, high13);
-    out[3] = interleave_high(high02, high13);
+    constexpr std::make_index_sequence<kLanes> all{};
+    const vfloat low01 = low_of_groups(in[0], in[1], all), high01 = high_of_groups(in[0], in[1], all);
+    const vfloat low23 = low_of_groups(in[2], in[3], all), high23 = high_of_groups(in[2], in[3], all);
+    out[0] = low_pairs_of_groups(low01, low23, all);
+    out[1] = high_pairs_of_groups(low01, low23, all);
+    out[2] = low_pairs_of_groups(high01, high23, all);
+    out[3] = high_pairs_of_groups(high01, high23, all);
 }
+
+#if defined(__AVX512F__)
+constexpr int kAtOnce = 2;  // times kLanes blocks; more than one where there are registers for it
+#else
+constexpr int kAtOnce = 1;
+#endif
 
 // What is written for each output type and kind: 4 kLanes elements from the words of kLanes blocks.
 template <int K, class T>
 struct Maker {
     using Out = T;
-    static PF_FN void make(const vuint words[4], T* out) {
-        vfloat z[4], ordered[4];
+    // Of N times as many blocks.
+    template <int N>
+    static PF_FN void make(const Several<vuint, N> words[4], T* out) {
         if constexpr (K == kNormal) {
-            box_muller(words[0], words[1], z[0], z[1]);
-            box_muller(words[2], words[3], z[2], z[3]);
-        } else {
+            Several<vuint, 2 * N> of_radius, of_turn;
+            Several<vfloat, 2 * N> first, second;
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; ++k) z[k] = uniform_float(words[k]);
+            for (int k = 0; k < 2 * N; ++k) {
+                of_radius.of[k] = words[k % 2 * 2].of[k / 2];
+                of_turn.of[k] = words[k % 2 * 2 + 1].of[k / 2];
+            }
+            box_muller(of_radius, of_turn, first, second);
+#pragma GCC unroll 2
+            for (int k = 0; k < N; ++k) {
+                const vfloat z[4] = {first.of[2 * k], second.of[2 * k], first.of[2 * k + 1], second.of[2 * k + 1]};
+                put(z, out + 4 * k * kLanes);
+            }
+        } else {
+            for (int j = 0; j < N; ++j) {
+                vfloat z[4];
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) z[k] = uniform_float(words[k].of[j]);
+                put(z, out + 4 * j * kLanes);
+            }
         }
+    }
+
+private:
+    static PF_FN void put(const vfloat z[4], T* out) {
+        vfloat ordered[4];
         in_order(z, ordered);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
@@ -121,14 +336,18 @@ struct Maker {
 template <int K>
 struct Maker<K, double> {
     using Out = double;
-    static PF_FN void make(const vuint words[4], double* out) {
-        for (int b = 0; b < kLanes; ++b) {
+    template <int N>
+    static PF_FN void make(const Several<vuint, N> several[4], double* out) {
+        for (int b = 0; b < N * kLanes; ++b) {
             double* block = out + 4 * b;
+            const int lane = lane_of_block(b % kLanes);
+            uint32_t words[4];
+            for (int k = 0; k < 4; ++k) words[k] = several[k].of[b / kLanes][lane];
             if constexpr (K == kNormal) {
-                box_muller_double(words[0][b], words[1][b], block[0], block[1]);
-                box_muller_double(words[2][b], words[3][b], block[2], block[3]);
+                box_muller_double(words[0], words[1], block[0], block[1]);
+                box_muller_double(words[2], words[3], block[2], block[3]);
             } else {
-                for (int k = 0; k < 4; ++k) block[k] = (words[k][b] + 0.5) * 2.3283064365386963e-10;
+                for (int k = 0; k < 4; ++k) block[k] = (words[k] + 0.5) * 2.3283064365386963e-10;
             }
         }
     }
@@ -141,44 +360,46 @@ void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* ou
     using T = typename M::Out;
     const int64_t blocks = n.blocks();
     int64_t sample = begin / blocks, block = begin % blocks;
-    const int64_t base = sample * n.elements + 4 * block;
-    int64_t keyed = -1;  // the sample whose seed the keys hold; 0 where all share one
-    Keys keys;
-    vword counter[2][4];
-    vuint words[4];
-    T buffer[4 * kLanes];
-    for (int64_t pair = begin; pair < end; pair += kLanes) {
-        const bool together = block + kLanes <= blocks && (block & 0xffffffff) + kLanes <= 0x100000000;
-        if (together || !n.per_sample) {
-            const int64_t wanted = n.per_sample ? sample : 0;
-            if (keyed != wanted) keys_of_seed(static_cast<uint64_t>(n.seeds[wanted]), keys);
-            keyed = wanted;
+    Several<vuint, 1> words[4];
+    while (begin < end) {
+        // Steps that stay within the sample, its last whole block, and a low word of the block's number.
+        int64_t whole = n.elements / 4 - block;
+        if (end - begin < whole) whole = end - begin;
+        const int64_t wraps = 0x100000000 - (block & 0xffffffff);
+        if (wraps < whole) whole = wraps;
+        if (whole >= kLanes) {
+            Run run(n, sample, block);
+            const int64_t taken = whole / kLanes * kLanes;
+            int64_t k = 0;
+            for (; k + kAtOnce * kLanes <= taken; k += kAtOnce * kLanes) {
+                Several<vuint, kAtOnce> words[4];
+                run.next(words);
+                M::make(words, out + 4 * k);
+            }
+            for (; k < taken; k += kLanes) {
+                run.next(words);
+                M::make(words, out + 4 * k);
+            }
+            out += 4 * taken;
+            begin += taken;
+            block += taken;
         } else {
-            keyed = -1;
-        }
-        if (together)
-            consecutive(n, sample, block, counter);
-        else
-            mixed(n, sample, block, counter, keys);
-        make_words(counter, keys, words);
-        if (together && pair + kLanes <= end && 4 * (block + kLanes) <= n.elements) {
-            M::make(words, out + (sample * n.elements + 4 * block - base));
-            block += kLanes;
-            if (block == blocks) {
-                block = 0;
-                ++sample;
+            T buffer[4 * kLanes];
+            mixed_words(n, sample, block, words);
+            M::make(words, buffer);
+            for (int k = 0; k < kLanes && begin < end; ++k, ++begin) {
+                const int64_t left = n.elements - 4 * block, count = left < 4 ? left : 4;
+                memcpy(out, buffer + 4 * k, static_cast<std::size_t>(count) * sizeof(T));
+                out += count;
+                if (++block == blocks) {
+                    block = 0;
+                    ++sample;
+                }
             }
-            continue;
         }
-        M::make(words, buffer);
-        for (int lane = 0; lane < kLanes && pair + lane < end; ++lane) {
-            const int64_t left = n.elements - 4 * block;
-            memcpy(out + (sample * n.elements + 4 * block - base), buffer + 4 * lane,
-                   static_cast<std::size_t>(left < 4 ? left : 4) * sizeof(T));
-            if (++block == blocks) {
-                block = 0;
-                ++sample;
-            }
+        if (block == blocks) {
+            block = 0;
+            ++sample;
         }
     }
 }

@@ -14,9 +14,10 @@ constexpr int64_t kSmall = 4096;  // elements below which a second thread costs 
 
 struct WordMaker {
     using Out = int64_t;
-    static PF_FN void make(const vuint words[4], int64_t* out) {
-        for (int b = 0; b < kLanes; ++b)
-            for (int k = 0; k < 4; ++k) out[4 * b + k] = words[k][b];
+    template <int N>
+    static PF_FN void make(const Several<vuint, N> words[4], int64_t* out) {
+        for (int b = 0; b < N * kLanes; ++b)
+            for (int k = 0; k < 4; ++k) out[4 * b + k] = words[k].of[b / kLanes][lane_of_block(b % kLanes)];
     }
 };
 

@@ -4,15 +4,11 @@
 // W is an unsigned 32-bit word (or a pack of them), V the matching float (or pack).
 #pragma once
 
+#include <type_traits>
+
 #include "elementary.h"
 
 namespace PF_NAMESPACE {
-
-// w + 1/2, rounded once.
-template <class W>
-PF_FN auto word_plus_half(W w) {
-    return to_float(to_signed(w >> 8)) * 256.0f + (to_float(to_signed(w & 255u)) + 0.5f);
-}
 
 // (w + 1/2) / 2^32 rounded down to float32.
 template <class W>
@@ -40,35 +36,52 @@ PF_FN V round_down_float16(V v) {
     return select(v < 6.103515625e-5f, subnormal, normal);
 }
 
-// ln((w + 1/2) / 2^32). Near u = 1 it starts from 1 - u, which has no cancellation.
-template <class W>
-PF_FN auto log_uniform(W w) {
-    const auto near_one = w > 0xB504F333u;  // sqrt(1/2) * 2^32
-    const auto complement = (to_float(to_signed(~w & 0x7fffffffu)) + 0.5f) * -2.3283064365386963e-10f;
-    const auto x = word_plus_half(w);
-    const auto exponent = (as_bits(x) - 0x3f3504f3) >> 23;
-    const auto mantissa = from_bits(as_bits(x) - (exponent << 23)) - 1.0f;
-    const auto f = select(near_one, complement, mantissa);
-    const auto e = select(near_one, complement * 0.0f, to_float(exponent - 32));
-    return e * kLn2High + (e * kLn2Low + log1p_near_zero(f));
+// Of a number that is neither zero nor subnormal.
+template <class V>
+PF_FN V root_of_positive(V x) {
+    return square_root(x);
 }
 
-// cos and sin of 2 pi (w + 1/2) / 2^32; the reduction to an eighth of a turn is exact, in integers.
+// x > 0, not subnormal, as m 2^e with m in [1, 2).
+template <class V>
+PF_FN void split(V x, V& m, V& e) {
+    const auto bits = as_bits(x);
+    m = from_bits((bits & 0x7fffff) | 0x3f800000);
+    e = to_float((bits >> 23) - 127);
+}
+
+// -2 ln u. A conversion of w as a signed number gives u below 1/2, and above it u - 1 with no cancellation. Both sides
+// end in ln(1 + g / 2) with g in [-1, 0], and no two terms of a sum differ in sign.
+template <class W>
+PF_FN auto minus_two_log_uniform(W w) {
+    const auto x = to_float(to_signed(w)) * 4.656612873077393e-10f + 2.3283064365386963e-10f;  // 2u or 2 (u - 1)
+    using V = std::remove_const_t<decltype(x)>;
+    V m, e;
+    split(x, m, e);
+    const auto below = x > 0.0f;
+    const V g = select(below, m - 2.0f, x), halvings = select(below, e, splat<V>(0.0f));
+    return g * polynomial(g, -1.0f, 2.49996424e-01f, -8.34251568e-02f, 3.03506348e-02f, -1.68507956e-02f,
+                          -6.36058953e-03f, -1.96510889e-02f, -1.32485302e-02f, -5.62932761e-03f) +
+           halvings * -1.38629436f;
+}
+
+// cos and sin of 2 pi u; the reduction to an eighth of a turn is exact, in integers.
 template <class W, class V>
 PF_FN void cos_sin_turn(W w, V& cosine, V& sine) {
-    const auto quarter = (w + 0x20000000u) >> 30;
-    const V t = (to_float(to_signed(w - (quarter << 30))) + 0.5f) * 1.46291807926715968e-9f;
+    // The two upper bits of `turned` are the nearest quarter, and w's others, signed, what is left.
+    const W turned = w + 0x20000000u, ahead = turned + 0x40000000u;
+    const V t = to_float(to_signed(w << 2)) * 3.65729520e-10f + 7.31459040e-10f;
     const V u = t * t;
-    const V s = t + t * u * polynomial(u, -1.6666667e-01f, 8.333329e-03f, -1.9839335e-04f, 2.7183041e-06f);
-    const V c = 1.0f - (0.5f * u - u * u * polynomial(u, 4.1666646e-02f, -1.3887367e-03f, 2.443838e-05f));
-    const auto swapped = to_signed(quarter & 1u) == 1;
-    cosine = from_bits(as_bits(select(swapped, s, c)) ^ to_signed(((quarter + 1u) & 2u) << 30));
-    sine = from_bits(as_bits(select(swapped, c, s)) ^ to_signed((quarter & 2u) << 30));
+    const V s = t + t * u * polynomial(u, -1.66666552e-01f, 8.332178e-03f, -1.95172994e-04f);
+    const V c = 1.0f + u * polynomial(u, -0.5f, 4.16666232e-02f, -1.38867635e-03f, 2.43904506e-05f);
+    const auto swapped = to_signed(turned << 1) < 0;
+    cosine = from_bits(as_bits(select(swapped, s, c)) ^ to_signed(ahead & 0x80000000u));
+    sine = from_bits(as_bits(select(swapped, c, s)) ^ to_signed(turned & 0x80000000u));
 }
 
 template <class W, class V>
 PF_FN void box_muller(W w0, W w1, V& z0, V& z1) {
-    const V radius = square_root(-2.0f * log_uniform(w0));
+    const V radius = root_of_positive(minus_two_log_uniform(w0));
     V cosine, sine;
     cos_sin_turn(w1, cosine, sine);
     z0 = radius * cosine;

@@ -48,7 +48,7 @@ class Kernel:
         self.name = schema.split("(", 1)[0]
         self._triton = triton
         self._run: dict[str, Callable[..., Any]] = {"reference": reference}
-        self._served: dict[tuple[str, str], str] = {}
+        self._served: dict[tuple[str, torch.device], Callable[..., Any]] = {}
         if cpu is not None:
             self._run["cpu"] = cpu
         if cuda is not None:
@@ -116,11 +116,11 @@ class Kernel:
                 break
         # What serves does not change while the choice stays, and finding it costs as much as a
         # small kernel.
-        key = (_backends.choice.name, device.type)
-        backend = self._served.get(key)
-        if backend is None:
-            backend = self._served[key] = self.serving(device)
-        return self.implementation(backend)(*args)
+        key = (_backends.choice.name, device)
+        run = self._served.get(key)
+        if run is None:
+            run = self._served[key] = self.implementation(self.serving(device))
+        return run(*args)
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         if backend == "triton" and "triton" not in self._run:

@@ -211,6 +211,7 @@ def _step_native(
     sample_offset: int,
     return_x0: bool,
 ) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
     # Contiguous copies live in this list until the kernel is done.
     inputs = [
         None if t is None else t.contiguous()
@@ -220,7 +221,7 @@ def _step_native(
         )
     ]
     addresses = [None if t is None else t.data_ptr() for t in inputs]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = torch.empty_like(x)
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
     x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
     launch(
@@ -302,7 +303,8 @@ def _check_guidance(guidance: object, x: Tensor) -> Tensor:
         )
     if guidance.device != x.device:
         raise ValueError(f"guidance must be on {x.device} like x, got {guidance.device}")
-    return guidance.to(accumulation(x.dtype)).contiguous()
+    wide = accumulation(x.dtype)
+    return (guidance if guidance.dtype == wide else guidance.to(wide)).contiguous()
 
 
 def _check_bounds(clip: float | None, quantile: float | None, limit: float | None) -> None:

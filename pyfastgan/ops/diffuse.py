@@ -102,10 +102,10 @@ def _contiguous(*tensors: Tensor | None) -> list[Any]:
 
 def launch(backend: str, kernel: str, like: Tensor, *arguments: Any) -> None:
     """Calls a compiled kernel: on the threads that torch has, or on the stream of `like`'s device."""
-    call = getattr(_backends.native(f"_{backend}"), kernel)
     if backend == "cpu":
-        call(*arguments, torch.get_num_threads())
+        getattr(_backends.native("_cpu"), kernel)(*arguments, torch.get_num_threads())
         return
+    call = getattr(_backends.native("_cuda"), kernel)
     with torch.cuda.device(like.device):
         call(*arguments, torch.cuda.current_stream().cuda_stream)
 
@@ -124,7 +124,7 @@ def _forward_native(
     x0, alpha, sigma, noise = _contiguous(x0, alpha, sigma, noise)
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     y = torch.empty_like(x0)
-    kept = x0.new_empty(x0.shape if want_noise else 0)
+    kept = torch.empty_like(x0) if want_noise else x0.new_empty(0)
     launch(
         backend,
         "diffuse",
@@ -359,7 +359,11 @@ def diffuse(
     check_samples("sigma", sigma, x0)
     key = noise_seed(x0, noise, seed, stream, sample_offset, generator)
     wide = accumulation(x0.dtype)
-    alpha, sigma = alpha.to(wide), sigma.to(wide)
+    # `to` costs as much as a small kernel, also where it does nothing.
+    if alpha.dtype != wide:
+        alpha = alpha.to(wide)
+    if sigma.dtype != wide:
+        sigma = sigma.to(wide)
     if forward_mode():
         z = normals_like(x0, key, stream, sample_offset) if key is not None else noise
         assert z is not None

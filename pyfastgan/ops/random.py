@@ -242,7 +242,11 @@ def seed_tensor(
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int64 tensor or an int, got a tensor of {seed.dtype}")
         # "cuda" means the current one of the CUDA devices.
-        if device is not None and seed.device != torch.empty(0, device=device).device:
+        if (
+            device is not None
+            and seed.device != device
+            and seed.device != torch.empty(0, device=device).device
+        ):
             raise ValueError(f"seed must be on {device} like the output, got {seed.device}")
         if seed.dim() > 1 or (seed.dim() == 1 and seed.size(0) != samples):
             raise ValueError(
@@ -301,6 +305,10 @@ def noise_arguments(
 
 def check_counter(stream: int, sample_offset: int, samples: int) -> None:
     """Refuses a stream or a range of samples that 32 bits do not hold."""
+    if type(stream) is type(sample_offset) is int and (
+        0 <= stream < 2**32 and 0 <= sample_offset <= 2**32 - samples
+    ):
+        return
     for name, value in (("stream", stream), ("sample_offset", sample_offset)):
         if not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
