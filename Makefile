@@ -44,8 +44,9 @@ sanitize: $(VENV)/dev.stamp
 		PYTHONPATH=$(CURDIR)/build/sanitized $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml \
 		$(CURDIR)/tests/ops -k "values or same_bits or layouts or instruction_set or refuse or parts or any_shape"
 
+# In at most 25 minutes, or as BENCH says: make bench BENCH="--quick --seconds 900 --resume"
 bench: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/report.py --run
+	$(BIN)/python benchmarks/report.py --run $(BENCH)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

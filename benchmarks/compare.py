@@ -4,7 +4,7 @@
 
 The other revision is built in build/base, or takes this checkout's compiled modules where both have the same sources.
 Each round measures both with `pyfastgan bench --quick`; a row tells the medians over the rounds and their ratio. A
-difference counts where the slowest round of one is faster than the other's fastest.
+difference counts where the slowest of several rounds of one is faster than the other's fastest.
 """
 
 import argparse
@@ -80,10 +80,10 @@ def table(base, here, revision):
     for name in base.keys() & here.keys():
         old, new = statistics.median(base[name]), statistics.median(here[name])
         apart = max(min(here[name]) / max(base[name]), min(base[name]) / max(here[name]))
-        found.append((old / new, name, old, new, apart > 1))
+        found.append((old / new, name, old, new, apart > 1 and len(here[name]) > 1))
     lines = [f"| row | {revision} | here | speed-up | |", "|---|--:|--:|--:|---|"]
     for ratio, name, old, new, sure in sorted(found):
-        verdict = ("slower" if ratio < 1 else "faster") if sure else "within the noise"
+        verdict = ("slower" if ratio < 1 else "faster") if sure else "may be noise"
         lines.append(
             f"| {name} | {old * 1e6:.1f} us | {new * 1e6:.1f} us | {ratio:.2f} | {verdict} |"
         )

@@ -122,6 +122,7 @@ def _turn(request, bench):
     option, ids = request.config.option, bench.kept.ids
     bench.rows_left = len(ids) - ids.index(request.node.nodeid)
     if time.monotonic() > bench.deadline:
+        bench.kept.write(time.monotonic() - BEGIN)
         pytest.skip(f"the {option.seconds:.0f} s are over")
     before = len(bench.results)
     yield
