@@ -16,6 +16,7 @@ from pyfastgan.gan import system_config
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "modes.json"
 PAGE = ROOT / "docs" / "mode-collapse.md"
+IMAGES = ROOT / "docs" / "images"
 START, END = "<!-- the results -->\n", "<!-- end of the results -->\n"
 
 
@@ -31,8 +32,8 @@ def main():
     rows.sort(key=lambda row: row["data"] != "ring8")  # stable: the order within is the suite's
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     KEPT.write_text(json.dumps(rows, indent=1) + "\n")
-    for data in dict.fromkeys(row["data"] for row in new):
-        shutil.copy(out / f"{data}.png", ROOT / "docs" / "images" / f"modes-{data}.png")
+    for data, steps in dict.fromkeys((row["data"], row["steps"]) for row in new):
+        shutil.copy(out / f"{data}.png", IMAGES / f"modes-{data}-{steps}.png")
     text = PAGE.read_text()
     before, rest = text.split(START)
     after = rest.split(END)[1]
@@ -64,8 +65,10 @@ def part(data, rows):
         seeds = [str(run["seed"]) for run in row["runs"]]
         cells += [", ".join(seeds), str(row["steps"])]
         lines.append("| `" + cells[0] + "` | " + " | ".join(cells[1:]) + " |")
-    lines.append(f'\n<img src="images/modes-{data}.png" alt="Samples of each system on {data}">\n')
-    lines.append("```sh")
+    for steps in sorted({row["steps"] for row in rows}):
+        name, what = f"modes-{data}-{steps}.png", f"Samples on {data} after {steps:,} steps"
+        lines.append(f'\n<img src="images/{name}" alt="{what}">')
+    lines.append("\n```sh")
     together = {}
     for row in rows:
         seeds = ",".join(str(run["seed"]) for run in row["runs"])
