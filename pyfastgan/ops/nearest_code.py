@@ -1,6 +1,6 @@
 """nearest_code: for each vector the nearest of K codes, without an N x K matrix.
 
-    index[n] = argmin over k of |x[n] - codebook[k]|^2, the leftmost where several are equal
+    index[n] = argmin over k of |x[n] - codebook[k]|^2, the leftmost of equal scores
     squared_distance[n] = |x[n] - codebook[index[n]]|^2
 
     x                 (N, D) of any layout
