@@ -77,7 +77,8 @@ class ConvNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = self.first(x)
+        # Once here, and not in the convolution and in its backward pass.
+        x = self.first(x.contiguous(memory_format=torch.channels_last))
         if condition is not None and self.shift is not None:
             x = x + self.shift(condition)[:, :, None, None]
         x = self.middle(F.relu(x, inplace=True))

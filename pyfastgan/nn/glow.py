@@ -237,9 +237,9 @@ def conv_log_abs_dets(convs: Sequence[InvertibleConv1x1]) -> list[Tensor]:
         else:
             plain.setdefault((conv.channels, conv.weight.device), []).append(k)
     for places in plain.values():
-        stack = torch.stack([convs[k].weight.double() for k in places])
-        logs = torch.linalg.slogdet(stack)[1]
-        found |= {k: logs[j].to(accumulation(convs[k].weight.dtype)) for j, k in enumerate(places)}
+        stack = torch.stack([convs[k].weight for k in places])
+        logs = torch.linalg.slogdet(stack.double())[1].to(accumulation(stack.dtype))
+        found |= zip(places, logs.unbind(), strict=True)
     return [found[k] for k in range(len(convs))]
 
 

@@ -21,6 +21,7 @@ the networks are. The log-determinant is summed in float32 or better.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._common import accumulation, check_float, needs_grad
+from .affine_coupling import _backward as coupling_backward
 from .affine_coupling import affine_coupling
 
 
@@ -64,30 +66,43 @@ def mix_channels(x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Ten
     return mixed.view(x.shape)
 
 
-def _affine(p: GlowParameters) -> tuple[Tensor, Tensor]:
-    scale = p.log_scale.exp()
-    return p.weight * scale, (p.weight * (scale * p.bias)).sum(1)
+def _affine_maps(steps: Sequence[GlowParameters]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The matrix and the offset of each step's actnorm and convolution."""
+    scaled = torch.stack([p.weight for p in steps])
+    scaled = scaled * torch.stack([p.log_scale for p in steps]).exp()[:, None]
+    offsets = (scaled * torch.stack([p.bias for p in steps])[:, None]).sum(2)
+    return scaled.unbind(), offsets.unbind()
 
 
-def _call_network(
-    network: nn.Module, z1: Tensor, condition: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    out = network(z1) if condition is None else network(z1, condition)
+def _call_network(network: nn.Module, z1: Tensor, condition: Tensor | None) -> Tensor:
+    out: Tensor = network(z1) if condition is None else network(z1, condition)
     if out.shape != (z1.size(0), 2 * z1.size(1), *z1.shape[2:]):
         raise ValueError(
             f"network must give shape {(z1.size(0), 2 * z1.size(1), *z1.shape[2:])}, a raw scale and a shift for each "
             f"element of the other half, got {tuple(out.shape)}"
         )
-    raw, shift = out.chunk(2, 1)
-    return raw, shift
+    return out
 
 
-def _couple(
-    z: Tensor, network: nn.Module, condition: Tensor | None, settings: dict[str, Any]
+def _raw_and_shift(out: Tensor, z: Tensor) -> Sequence[Tensor]:
+    """A network's output in z's dtype, and lying as z does: one copy, where the coupling would make two and its
+    backward pass two more."""
+    out = out.to(z.dtype)
+    return (out.contiguous() if z.is_contiguous() else out).chunk(2, 1)
+
+
+def _step(
+    x: Tensor,
+    matrix: Tensor,
+    offset: Tensor,
+    network: nn.Module,
+    condition: Tensor | None,
+    settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
+    z = mix_channels(x, matrix, offset)
     z1, z2 = z.chunk(2, 1)
-    raw, shift = _call_network(network, z1, condition)
-    y2, logdet = affine_coupling(z2, raw.to(z.dtype), shift.to(z.dtype), **settings)
+    raw, shift = _raw_and_shift(_call_network(network, z1, condition), z)
+    y2, logdet = affine_coupling(z2, raw, shift, **settings)
     return torch.cat((z1, y2), 1), logdet
 
 
@@ -97,7 +112,7 @@ def _step_backward(
     dlogdet: Tensor,
     condition: Tensor | None,
     matrix: Tensor,
-    offset: Tensor,
+    inverse: tuple[Tensor, Tensor],
     parameters: Sequence[Tensor],
     network: nn.Module,
     settings: dict[str, Any],
@@ -105,37 +120,47 @@ def _step_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor | None]]:
     """The step's input, and the gradients of it, of the condition, and of matrix, offset and the network."""
     y1, y2 = y.chunk(2, 1)
+    dy1, dy2 = dy.chunk(2, 1)
     with torch.enable_grad():
         z1 = y1.detach().requires_grad_()
         given = condition
         if condition is not None and condition.is_floating_point():
             given = condition.detach().requires_grad_(condition.requires_grad)
         with torch.autocast(*autocast):
-            raw, shift = (t.to(y.dtype) for t in _call_network(network, z1, given))
-        with torch.no_grad():
-            z2, _ = affine_coupling(y2, raw, shift, inverse=True, **settings)
-        z2.requires_grad_()
-        again, logdet = affine_coupling(z2, raw, shift, **settings)
-        leaves = [z1, z2, *parameters]
-        if given is not None and given.requires_grad:
-            leaves.append(given)
-        dy1, dy2 = dy.chunk(2, 1)
-        found = list(
-            torch.autograd.grad((again, logdet), leaves, (dy2, dlogdet), allow_unused=True)
-        )
-    dz1, dz2 = found.pop(0), found.pop(0)
+            out = _call_network(network, z1, given)
+    raw, shift = _raw_and_shift(out.detach(), y)
+    of = (settings["scale"], float(settings["clamp"]), bool(settings["shift_first"]), False)
+    z2, _ = affine_coupling(y2, raw, shift, inverse=True, **settings)
+    dz2, draw = coupling_backward(dy2, dlogdet, y2, raw, shift, *of)
+    dout = torch.cat((draw, dz2 if settings["shift_first"] else dy2), 1).to(out.dtype)
+    leaves = [z1, *parameters]
+    if given is not None and given.requires_grad:
+        leaves.append(given)
+    found: list[Tensor | None] = [None] * len(leaves)
+    if out.requires_grad:
+        found = list(torch.autograd.grad(out, leaves, dout, allow_unused=True))
+    dz1 = found.pop(0)
     dz = torch.cat((dy1 if dz1 is None else dy1 + dz1, dz2), 1)
     dcondition = found.pop() if given is not None and given.requires_grad else None
-    z = torch.cat((y1, z2.detach()), 1)
-    wide = matrix.double()
-    x = mix_channels(
-        z - offset.to(z.dtype).reshape(1, -1, *[1] * (z.dim() - 2)), torch.linalg.inv(wide)
-    )
+    x = mix_channels(torch.cat((y1, z2), 1), *inverse)
     dx = mix_channels(dz, matrix.T)
     acc = accumulation(dz.dtype)
-    columns, rows = x.transpose(0, 1).flatten(1).to(acc), dz.transpose(0, 1).flatten(1).to(acc)
-    dmatrix, doffset = rows @ columns.T, rows.sum(1)
-    return x, dx, dcondition, [dmatrix.to(matrix.dtype), doffset.to(offset.dtype), *found]
+    rows, columns = dz.to(acc), x.to(acc)
+    if dz.dim() == 2:
+        dmatrix = rows.T @ columns
+    else:  # a product for each sample, as in `mix_channels`
+        dmatrix = torch.bmm(rows.flatten(2), columns.flatten(2).transpose(1, 2)).sum(0)
+    doffset = rows.sum((0, *range(2, dz.dim())))
+    return x, dx, dcondition, [dmatrix.to(matrix.dtype), doffset.to(matrix.dtype), *found]
+
+
+def _inverse_maps(
+    matrices: Sequence[Tensor], offsets: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """The matrix and the offset of the inverse of each affine map, by float64."""
+    inverses = torch.linalg.inv(torch.stack(list(matrices)).double())
+    back = -(inverses @ torch.stack(list(offsets)).double()[..., None]).squeeze(2)
+    return list(zip(inverses.unbind(), back.unbind(), strict=True))
 
 
 class _GlowSteps(torch.autograd.Function):
@@ -149,19 +174,17 @@ class _GlowSteps(torch.autograd.Function):
         condition: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logdet = x.new_zeros(x.size(0), dtype=accumulation(x.dtype))
+        logs = []
         place = 0
         for network, count in zip(networks, counts, strict=True):
-            x, more = _couple(
-                mix_channels(x, *tensors[place : place + 2]), network, condition, settings
-            )
-            logdet = logdet + more
+            x, log = _step(x, *tensors[place : place + 2], network, condition, settings)
+            logs.append(log)
             place += 2 + count
         ctx.save_for_backward(x, condition, *tensors)
         ctx.networks, ctx.counts, ctx.settings = networks, counts, settings
         device = x.device.type
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        return x, logdet
+        return x, torch.stack(logs).sum(0)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
@@ -173,12 +196,16 @@ class _GlowSteps(torch.autograd.Function):
             )
         gradients: list[Tensor | None] = []
         dcondition = None
-        end = len(tensors)
-        for network, count in zip(reversed(ctx.networks), reversed(ctx.counts), strict=True):
-            matrix, offset, *parameters = tensors[end - count - 2 : end]
-            end -= count + 2
-            of_step = (matrix, offset, parameters, network, ctx.settings, ctx.autocast)
-            y, dy, more, found = _step_backward(y, dy, dlogdet, condition, *of_step)
+        places = list(itertools.accumulate((2 + count for count in ctx.counts), initial=0))
+        inverses = _inverse_maps(
+            [tensors[k] for k in places[:-1]], [tensors[k + 1] for k in places[:-1]]
+        )
+        for k in reversed(range(len(ctx.networks))):
+            matrix, _, *parameters = tensors[places[k] : places[k + 1]]
+            of_step = (parameters, ctx.networks[k], ctx.settings, ctx.autocast)
+            y, dy, more, found = _step_backward(
+                y, dy, dlogdet, condition, matrix, inverses[k], *of_step
+            )
             gradients = found + gradients
             if more is not None:
                 dcondition = more if dcondition is None else dcondition + more
@@ -237,27 +264,28 @@ def glow_steps(
     _check(x, steps, recompute)
     settings = {"scale": scale, "clamp": clamp, "shift_first": shift_first}
     wide = accumulation(x.dtype)
-    positions = math.prod(x.shape[2:])
-    logdet = x.new_zeros((), dtype=wide)
+    if not steps:
+        return x, x.new_zeros(x.size(0), dtype=wide)
+    of_maps = torch.stack([p.log_abs_det.to(wide) for p in steps]).sum()
+    of_maps = of_maps + torch.stack([p.log_scale for p in steps]).to(wide).sum()
+    of_maps = of_maps * math.prod(x.shape[2:])
     tensors: list[Tensor] = []
     counts = []
-    for p in steps:
-        logdet = logdet + positions * (p.log_scale.to(wide).sum() + p.log_abs_det.to(wide))
+    for p, *affine in zip(steps, *_affine_maps(steps), strict=True):
         own = [q for q in p.network.parameters() if q.requires_grad]
-        tensors += [*_affine(p), *own]
+        tensors += [*affine, *own]
         counts.append(len(own))
     networks = [p.network for p in steps]
     if recompute and needs_grad(x, condition, *tensors):
         y, coupled = _GlowSteps.apply(networks, counts, settings, x, condition, *tensors)
-        return y, coupled + logdet
+        return y, coupled + of_maps
+    logs = []
     place = 0
     for network, count in zip(networks, counts, strict=True):
-        x, more = _couple(
-            mix_channels(x, *tensors[place : place + 2]), network, condition, settings
-        )
-        logdet = logdet + more
+        x, log = _step(x, *tensors[place : place + 2], network, condition, settings)
+        logs.append(log)
         place += 2 + count
-    return x, logdet.expand(x.size(0))
+    return x, torch.stack(logs).sum(0) + of_maps
 
 
 def glow_step(

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._layout import in_rows
+from .._layout import empty_dense, in_rows
 from .._names import check_choice
 from . import _backends
 from ._common import (
@@ -137,12 +137,11 @@ def _backward_reference(dy: Tensor, dlogdet: Tensor, y: Tensor, *rest: Any) -> A
 
 
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(dense(x)), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
+    return empty_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
 def _backward_fake(dy: Tensor, dlogdet: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    y = dense(y)
-    return torch.empty_like(y), torch.empty_like(y)
+    return empty_dense(y), empty_dense(y)
 
 
 def _address_and_stride(x: Tensor) -> tuple[int, int]:

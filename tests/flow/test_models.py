@@ -2,6 +2,7 @@
 stored with a model, and bad input."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -299,6 +300,13 @@ def test_log_prob_is_summed_in_float32_under_bfloat16():
         low = model.log_prob(x)
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, model.log_prob(x), rtol=0.05, atol=0.5)
+
+
+def test_the_page_shows_the_table_that_the_proof_wrote():
+    root = Path(__file__).parents[2]
+    table = (root / "benchmarks" / "results" / "flow_round_trips.md").read_text()
+    assert table.startswith("| model | layers | state | float64 |")
+    assert table in (root / "docs" / "flows.md").read_text()
 
 
 BAD = [

@@ -62,7 +62,7 @@ def layers(condition=0):
 def initialized(layer):
     layer = layer.double()
     norm = getattr(layer, "actnorm", layer)
-    norm.init(2 * seeded(50, 6) + 1)
+    norm.init(2 * seeded(50, norm.bias.numel()) + 1)
     return layer
 
 
@@ -284,6 +284,41 @@ def test_frozen_networks_and_inputs_without_gradients():
     y, logdet = pf.nn.run_glow_steps(steps, seeded(5, 4), seeded(5, 1))
     (y.square().sum() + logdet.sum()).backward()
     assert all((p.grad is not None) == p.requires_grad for p in steps.parameters())
+
+
+class Same(nn.Module):
+    """The same raw scales and shifts whatever it sees, without parameters."""
+
+    def forward(self, x):
+        return torch.linspace(-1, 1, 2 * x.size(1), dtype=x.dtype).expand(x.size(0), -1)
+
+
+def test_a_network_without_gradients():
+    step, found = initialized(pf.nn.GlowStep(4, Same())), []
+    for recompute in (False, True):
+        x = seeded(5, 4).requires_grad_()
+        y, logdet = pf.nn.run_glow_steps([step, step], x, recompute=recompute)
+        loss = y.pow(3).sum() + logdet.sum()
+        found.append(torch.autograd.grad(loss, [x, *step.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_images_may_lie_channels_last(recompute):
+    torch.manual_seed(0)
+    networks = [nn.Conv2d(2, 4, 3, 1, 1).double() for _ in range(2)]
+    networks[1].to(memory_format=torch.channels_last)
+    steps, found = [], []
+    for network in networks:
+        steps.append(pf.nn.GlowStep(4, network).double())
+        steps[-1].actnorm.init(2 * seeded(50, 4) + 1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = seeded(3, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
+        y, logdet = pf.nn.run_glow_steps(steps, x, recompute=recompute)
+        leaves = [x, *(p for step in steps for p in step.parameters())]
+        found.append((y, logdet, *torch.autograd.grad(y.pow(3).sum() + logdet.sum(), leaves)))
+    for plain, last in zip(*found, strict=True):
+        torch.testing.assert_close(last, plain, rtol=1e-9, atol=1e-9)
 
 
 def test_a_network_that_cannot_be_run_twice_is_refused():
