@@ -150,6 +150,7 @@ _forward = Kernel(
     reference=_reference,
     fake=_fake,
     cpu=_cpu,
+    triton="mmd:mmd",
 )
 
 
