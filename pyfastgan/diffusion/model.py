@@ -326,8 +326,9 @@ class DiffusionModel(nn.Module):
         if guidance is not None and not math.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}")
         if labels is None:
-            number = seed if isinstance(seed, Tensor) else torch.arange(count)
-            labels = number % self.classes
+            device = self.scale.device
+            number = seed if isinstance(seed, Tensor) else torch.arange(count, device=device)
+            return number.to(device) % self.classes
         if isinstance(labels, int):
             labels = torch.full((count,), labels)
         if labels.dtype != torch.int64 or labels.shape != (count,):

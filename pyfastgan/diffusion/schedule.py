@@ -100,6 +100,7 @@ class NoiseSchedule:
         self.alpha_squared = alpha_squared
         self.sigma_squared = sigma_squared
         self.time = torch.arange(len(alpha_squared)) if time is None else time
+        self._tables: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self.ratio = (sigma_squared / alpha_squared) ** 0.5
         if not (self.ratio.diff() > 0).all():
             k = int((~(self.ratio.diff() > 0)).nonzero()[0])
@@ -261,8 +262,7 @@ class NoiseSchedule:
                 (on a GPU, where a look would wait for the device, torch's indexing says so).
         """
         self._check_level(level)
-        table = torch.stack((self.alpha, self.sigma)).to(dtype=dtype, device=level.device)
-        alpha, sigma = table[:, level]
+        alpha, sigma = self._there("", level, dtype)[:, level]
         return alpha, sigma
 
     def _check_level(self, level: Tensor) -> None:
@@ -291,8 +291,17 @@ class NoiseSchedule:
         discretised likelihood at level 0. The model's variance lies between the posterior's and beta, in logarithms
         (Nichol & Dhariwal 2021, equation 15); without one it is beta."""
         self._check_level(level)
-        table = self._vlb_table(prediction or self.prediction)
-        return table.to(dtype=dtype, device=level.device)[level]
+        return self._there(prediction or self.prediction, level, dtype)[level]
+
+    def _there(self, prediction: str, level: Tensor, dtype: torch.dtype) -> Tensor:
+        """The table of a prediction's bound, or alpha and sigma, where levels lie. It is kept: another copy would wait
+        for the device in every step."""
+        key = (prediction, level.device, dtype)
+        if key not in self._tables:
+            table = torch.stack((self.alpha, self.sigma))
+            table = self._vlb_table(prediction) if prediction else table
+            self._tables[key] = table.to(dtype=dtype, device=level.device)
+        return self._tables[key]
 
     def _vlb_table(self, prediction: str) -> Tensor:
         grid = self.grid()

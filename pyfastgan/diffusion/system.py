@@ -127,6 +127,13 @@ class DiffusionSystem:
         }
         self.seed = derive_seed(config.seed, _TRAINING)
 
+    @property
+    def period(self) -> int:
+        """A toss of self-conditioning, an assignment on the CPU and stored averages are another work in each step."""
+        config = self.config
+        alike = not config.self_conditioning and config.coupling == "independent"
+        return 1 if alike and not config.ema_snapshots else 0
+
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:

@@ -97,6 +97,7 @@ class FlowSystem:
     """
 
     averaged: tuple[str, ...] = ("model",)
+    period = 1
 
     def __init__(
         self, config: FlowConfig, train: DataSet, test: DataSet | None = None, test_is: str = ""
@@ -110,6 +111,15 @@ class FlowSystem:
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
         }
+
+    def prepare(self, step: int) -> None:
+        """The learning rate of a step."""
+        value = self.config.learning_rate * rate(self.config, step)
+        for group in self.optimizers["model"].param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
 
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
@@ -128,8 +138,6 @@ class FlowSystem:
         size = x[0].numel()
         images = config.image_size is not None
         optimizer = self.optimizers["model"]
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate(config, step)
         optimizer.zero_grad()
         fabric.backward(nll / size if images else nll)
         if config.clip_norm > 0:

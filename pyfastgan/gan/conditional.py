@@ -201,6 +201,11 @@ class ConditionalGAN:
             for name, network in self.networks.items()
         }
 
+    @property
+    def period(self) -> int:
+        """Of the generator's turns."""
+        return self.config.discriminator_steps
+
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:

@@ -157,6 +157,11 @@ class GMMN:
                 config, self.networks["encoder"], generator.decoder
             )
 
+    @property
+    def period(self) -> int:
+        """An autoencoder is trained in steps of another kind, which end."""
+        return 1 if self.config.space == "data" else 0
+
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class Pix2Pix:
 
     averaged: tuple[str, ...] = ("generator",)
     two_kinds = True
+    period = 1
 
     def __init__(self, config: Pix2PixConfig, shown: TwoKinds) -> None:
         self.config, self.shown = config, some_of(shown, config.sample_count)

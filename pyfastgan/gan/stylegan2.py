@@ -91,6 +91,13 @@ class StyleGAN2:
             for name, network in self.networks.items()
         }
 
+    @property
+    def period(self) -> int:
+        """Of the lazy terms."""
+        config = self.config
+        lazy = (config.r1_weight, config.r1_interval), (config.path_weight, config.path_interval)
+        return math.lcm(*(interval for weight, interval in lazy if weight > 0))
+
     def training_step(
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:

@@ -104,6 +104,7 @@ class VEEGAN:
     """The system that the training loop drives: three networks, two optimizers."""
 
     averaged: tuple[str, ...] = ("generator",)
+    period = 1
 
     def __init__(self, config: VEEGANConfig) -> None:
         self.config = config

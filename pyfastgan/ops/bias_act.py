@@ -700,6 +700,7 @@ def _row(act: str, shape: tuple[int, ...], layout: str, order: int) -> Row:
         "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
         "relu": F.relu,
         "silu": F.silu,
+        "gelu": F.gelu,
     }
 
     def make() -> dict[str, Callable[[], Any]]:

@@ -67,7 +67,8 @@ def plan(
     inputs are.
 
     "edge" needs a CPU with the compiled kernels, at most 4 channels on the image's side and at least
-    8 on the other, a stride that divides the kernel, and channels * stride^2 in (1, 2, 3, 4, 8, 12, 16).
+    8 on the other, a stride that divides the kernel, and channels * stride^2 in (1, 2, 3, 4, 8, 12, 16). The
+    Triton kernels, which have not been measured beside torch's convolution, serve where "triton" is chosen by name.
     """
     features, channels, kh, kw = weight.shape
     if features_size == (1, 1) and padding == 0:
@@ -75,8 +76,9 @@ def plan(
     few = channels <= _FEW and features >= _MANY and channels * stride**2 in _OUTPUTS
     whole = kh % stride == 0 and kw % stride == 0
     # Without the compiled kernels there is only their reference, which defines them and is slow.
-    served = _CPU_KERNELS or _backends.choice.name == "reference"
-    return "edge" if few and whole and served and weight.device.type == "cpu" else "torch"
+    chosen = _backends.choice.name
+    on_cpu = weight.device.type == "cpu" and (_CPU_KERNELS or chosen == "reference")
+    return "edge" if few and whole and (on_cpu or chosen == "triton") else "torch"
 
 
 def edge_conv_reference(
@@ -343,6 +345,7 @@ _conv = Kernel(
     reference=_conv_reference,
     fake=_conv_fake,
     cpu=_conv_cpu,
+    triton="edge_conv:edge_conv",
 )
 _transpose = Kernel(
     "edge_conv_transpose(Tensor feature, Tensor weight, int stride, int padding, SymInt height, "
@@ -350,6 +353,7 @@ _transpose = Kernel(
     reference=_transpose_reference,
     fake=_transpose_fake,
     cpu=_transpose_cpu,
+    triton="edge_conv:edge_conv_transpose",
 )
 _weight = Kernel(
     "edge_conv_weight(Tensor image, Tensor feature, int stride, int padding, SymInt kh, SymInt kw, "
@@ -357,6 +361,7 @@ _weight = Kernel(
     reference=_weight_reference,
     fake=_weight_fake,
     cpu=_weight_cpu,
+    triton="edge_conv:edge_conv_weight",
 )
 KERNELS = (_conv, _transpose, _weight)
 

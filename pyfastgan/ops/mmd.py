@@ -151,6 +151,7 @@ _forward = Kernel(
     reference=_reference,
     fake=_fake,
     cpu=_cpu,
+    triton="mmd:mmd",
 )
 
 

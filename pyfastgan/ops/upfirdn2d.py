@@ -101,6 +101,7 @@ _forward = Kernel(
     reference=_torch,
     fake=_fake,
     cpu=_cpu,
+    triton="upfirdn2d:upfirdn2d",
 )
 
 

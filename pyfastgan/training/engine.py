@@ -146,10 +146,12 @@ class _Trainer:
         )
         self.stopwatch = Stopwatch()
         graphed = GraphedSteps(self.system, self.fabric) if config.cuda_graph else None
+        prepare = getattr(self.system, "prepare", lambda step: None)
         with StopRequest() as stop, bar:
             while self.step < config.steps:
                 self.step += 1
                 batch = next(self.batches)
+                prepare(self.step)
                 if graphed is None:
                     losses = self.system.training_step(self.fabric, batch, self.step)
                 else:

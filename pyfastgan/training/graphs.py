@@ -121,8 +121,8 @@ class GraphedSteps:
 
     A system says by `period` after how many steps the work repeats. Its steps are called with the
     numbers `period` to `2 period - 1` over and over; what tells steps apart is a shift of all seeds
-    that lies on the device. So a captured run draws other noise than one that is not, and the
-    same when it is resumed.
+    that lies on the device, and so does a learning rate that changes. So a captured run draws other
+    noise than one that is not, and the same when it is resumed.
     """
 
     def __init__(
@@ -142,6 +142,9 @@ class GraphedSteps:
             for group in getattr(optimizer, "optimizer", optimizer).param_groups:
                 if "capturable" in group:
                     group["capturable"] = True
+                    if hasattr(system, "prepare"):
+                        rate = torch.as_tensor(group["lr"], dtype=torch.float32)
+                        group["lr"] = rate.to(fabric.device)
 
     def __call__(self, batch: tuple[Tensor, ...], step: int) -> dict[str, Tensor]:
         period = _period(self._system)

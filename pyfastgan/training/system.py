@@ -34,6 +34,9 @@ class System(Protocol):
     A system that can be trained with `cuda_graph=True` also has `period`: the steps after which the
     work of `training_step` repeats, in all but its data and noise; 0 if it does not. Its steps
     then wait for the device nowhere, and see only the numbers `period` to `2 period - 1`.
+
+    A system whose learning rate changes has `prepare(step)`, which sets it before each step: in place
+    where it is a tensor, which a captured step reads.
     """
 
     networks: dict[str, nn.Module]

@@ -7,6 +7,7 @@ cannot have both Triton's interpreter and its compiler.
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from triton.runtime.jit import JITFunction
 from pyfastgan.kernels import (
     affine_coupling,
     bias_act,
+    edge_conv,
+    mmd,
     nearest_code,
     norm_act,
     per_sample,
     random,
     reparameterize,
+    upfirdn2d,
 )
 from pyfastgan.kernels.activation import ACTIVATIONS
 
@@ -120,6 +124,88 @@ def run_nearest_code(dtype):
     nearest_code.code_sums(x, index, 512)
 
 
+def run_all_bias_act(label, newest):
+    for act in ACTIVATIONS if newest else ("leaky_relu", "gelu"):
+        label(act)
+        run_bias_act(act, IMAGES, torch.float32)
+    for act, dtype in (
+        ("leaky_relu", torch.float16),
+        ("gelu", torch.bfloat16),
+        ("tanh", torch.float64),
+    ):
+        label(act, dtype, "clamp")
+        run_bias_act(act, SMALL_IMAGES, dtype, clamp=2.0)
+    label("leaky_relu with a mask")
+    run_bias_act("leaky_relu", IMAGES, torch.float32, masked=True)
+    label("silu odd sizes")
+    run_bias_act("silu", ODD, torch.float32)
+    label("silu 64-bit offsets")
+    bias_act.WIDE_FROM, before = 0, bias_act.WIDE_FROM
+    run_bias_act("silu", IMAGES, torch.float32)
+    bias_act.WIDE_FROM = before
+
+
+def run_all_norms(label, newest):
+    for settings in NORMED if newest else NORMED[1:2]:
+        label("norm_act", *settings[1:])
+        run_norm_act(*settings)
+
+
+def for_types(run, types):
+    def run_all(label, newest):
+        for dtype in types if newest else types[:1]:
+            label(run.__name__, dtype)
+            run(dtype)
+
+    return run_all
+
+
+def run_random(label, newest):
+    for function in (random.random_words, random.random_uniform, random.random_normal):
+        for seeds in (torch.tensor(1), torch.arange(16)):
+            label(function.__name__, seeds.dim())
+            function(seeds, (16, 1000), 2, 3)
+
+
+def run_mmd(dtype):
+    """The values of one sample alone, and with a derivative."""
+    x, y = torch.zeros((4096, 64), dtype=dtype), torch.zeros((2048, 64), dtype=dtype)
+    mmd.mmd(x, y, [2.0, 4.0, 8.0], True, 1)
+
+
+def run_upfirdn2d(dtype):
+    """Enlarging, and halving of channels-last images."""
+    x, taps = torch.zeros(SMALL_IMAGES, dtype=dtype), [0.125, 0.375, 0.375, 0.125]
+    upfirdn2d.upfirdn2d(x, taps, 2, 1, (2, 1, 2, 1))
+    x = x.contiguous(memory_format=torch.channels_last)
+    upfirdn2d.upfirdn2d(x, taps, 1, 2, (1, 1, 1, 1))
+
+
+def run_edge_conv(dtype):
+    """A critic's first layer and a generator's last one; of float32 in both layouts."""
+    image, weight = (
+        torch.zeros((16, 3, 64, 64), dtype=dtype),
+        torch.zeros((64, 3, 4, 4), dtype=dtype),
+    )
+    for last in (False, True) if dtype == torch.float32 else (True,):
+        f = edge_conv.edge_conv(image, weight, 2, 1, last, weight.new_zeros(64), 0.2)
+        edge_conv.edge_conv_transpose(f, weight, 2, 1, 64, 64, f, 0.2)
+        edge_conv.edge_conv_weight(image, f, 2, 1, 4, 4, f, 0.2, True)
+
+
+THREE = (torch.float32, torch.float64, torch.bfloat16)
+RUNS = {
+    "bias_act": run_all_bias_act,
+    "norm_act": run_all_norms,
+    "rows": for_types(run_rows, THREE),
+    "nearest_code": for_types(run_nearest_code, THREE),
+    "random": run_random,
+    "edge_conv": for_types(run_edge_conv, THREE),
+    "mmd": for_types(run_mmd, THREE[:2]),
+    "upfirdn2d": for_types(run_upfirdn2d, THREE),
+}
+
+
 def main():
     for architecture in (80, 90):
         recorder = Recorder(architecture)
@@ -129,38 +215,8 @@ def main():
         def label(*words, recorder=recorder):
             recorder.label = " ".join(map(str, words))
 
-        for act in ACTIVATIONS if architecture == 90 else ("leaky_relu", "gelu"):
-            label(act)
-            run_bias_act(act, IMAGES, torch.float32)
-        for act, dtype in (
-            ("leaky_relu", torch.float16),
-            ("gelu", torch.bfloat16),
-            ("tanh", torch.float64),
-        ):
-            label(act, dtype, "clamp")
-            run_bias_act(act, SMALL_IMAGES, dtype, clamp=2.0)
-        label("leaky_relu with a mask")
-        run_bias_act("leaky_relu", IMAGES, torch.float32, masked=True)
-        label("silu odd sizes")
-        run_bias_act("silu", ODD, torch.float32)
-        label("silu 64-bit offsets")
-        bias_act.WIDE_FROM, before = 0, bias_act.WIDE_FROM
-        run_bias_act("silu", IMAGES, torch.float32)
-        bias_act.WIDE_FROM = before
-        for settings in NORMED if architecture == 90 else NORMED[1:2]:
-            label("norm_act", *settings[1:])
-            run_norm_act(*settings)
-        types = (torch.float32, torch.float64, torch.bfloat16)
-        for dtype in types if architecture == 90 else types[:1]:
-            label("rows", dtype)
-            run_rows(dtype)
-        for dtype in types if architecture == 90 else types[:1]:
-            label("nearest_code", dtype)
-            run_nearest_code(dtype)
-        for function in (random.random_words, random.random_uniform, random.random_normal):
-            for seeds in (torch.tensor(1), torch.arange(16)):
-                label(function.__name__, seeds.dim())
-                function(seeds, (16, 1000), 2, 3)
+        for name in sys.argv[1:] or RUNS:
+            RUNS[name](label, architecture == 90)
 
 
 if __name__ == "__main__":

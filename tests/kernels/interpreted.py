@@ -11,7 +11,16 @@ import triton
 import triton.language as tl
 
 from pyfastgan import testing
-from pyfastgan.kernels import bias_act, nearest_code, norm_act, random, rows
+from pyfastgan.kernels import (
+    bias_act,
+    edge_conv,
+    mmd,
+    nearest_code,
+    norm_act,
+    random,
+    rows,
+    upfirdn2d,
+)
 from pyfastgan.ops._registry import Sample, T, ops
 
 
@@ -332,3 +341,68 @@ def test_sums_of_codes(small_blocks):
     assert torch.equal(counts, torch.bincount(index, minlength=30).float())
     expected = torch.zeros(30, 20, dtype=torch.float64).index_add_(0, index, x.double())
     torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_pairs_in_pieces(monkeypatch, unbiased):
+    """Several blocks along each axis, with ends that fill none, and several pieces."""
+    block = (16, 16, 16, 16)
+    monkeypatch.setattr(mmd, "BLOCKS", {torch.float32: block, torch.float64: block})
+    monkeypatch.setattr(mmd, "PROGRAMS", 4)
+    sample = Sample("pieces", (T((35, 19)), T((50, 19)), (2.0, 6.0, 9.0)), {"unbiased": unbiased})
+    testing.check_values(ops()["mmd"], sample, torch.float32)
+
+
+@pytest.mark.parametrize("offsets", ["32 bits", "64 bits"])
+def test_filters_in_tiles(monkeypatch, offsets):
+    """More phases than taps, rows and columns of several tiles, in both layouts."""
+    monkeypatch.setattr(upfirdn2d, "TILE", 128)
+    monkeypatch.setattr(upfirdn2d, "WIDE_FROM", 0 if offsets == "64 bits" else 2**31)
+    taps = (0.1, -0.7, 0.4, 0.3, 0.9)
+    for options in ({"up": 2, "down": 3, "padding": (-1, 3)}, {"up": 7, "padding": (3, 4)}):
+        sample = Sample(
+            "tiles", (T((2, 3, 5, 4), channels_last=offsets == "32 bits"), taps), options
+        )
+        testing.check_values(ops()["upfirdn2d"], sample, torch.float32)
+
+
+EDGES = {
+    # Whole kernels; one that is not square, with pixels that no feature meets; a bias and a ReLU.
+    "edge_conv": (
+        (T((2, 3, 6, 5)), T((9, 3, 3, 3), scale=0.3), T((9,))), {"padding": 1, "act": "relu"}),
+    "edge_conv, channels last": (
+        (T((2, 1, 7, 8), channels_last=True), T((8, 1, 4, 2), scale=0.3), T((8,))),
+        {"stride": 2, "padding": 1, "act": "leaky_relu"}),
+    "edge_conv_transpose": (
+        (T((2, 9, 3, 4)), T((9, 2, 4, 4), scale=0.3)), {"stride": 2, "padding": 1, "output_padding": 1}),
+    "edge_conv_transpose, channels last": (
+        (T((1, 8, 2, 3), channels_last=True), T((8, 1, 2, 4), scale=0.3)), {"stride": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", EDGES)
+def test_convolutions_at_the_edge(monkeypatch, call):
+    """Several blocks and pieces of the weight's gradient; few elsewhere, which take milliseconds of any size."""
+    monkeypatch.setattr(edge_conv, "FORWARD", (32, 16))
+    monkeypatch.setattr(edge_conv, "ADJOINT", (32, 8))
+    monkeypatch.setattr(edge_conv, "FLOAT64_SHARE", 1)
+    monkeypatch.setattr(edge_conv, "WEIGHT", (16, 16, 16))
+    monkeypatch.setattr(edge_conv, "PROGRAMS", 3)
+    if call.endswith("last"):
+        monkeypatch.setattr(edge_conv, "WIDE_FROM", 0)
+    arguments, settings = EDGES[call]
+    op = ops()[call.split(",")[0]]
+    for dtype in (torch.float32, torch.bfloat16) if call == "edge_conv" else (torch.float32,):
+        testing.check_values(op, Sample(call, arguments, settings), dtype)
+
+
+def test_what_lies_outside_an_image_is_left_out():
+    """An infinite weight over the padding is no NaN; a slope of 0 makes 0 of minus infinity."""
+    image, weight = torch.ones((1, 1, 2, 2)), torch.ones((8, 1, 3, 3))
+    weight[0, 0, 0, 0] = math.inf
+    y = edge_conv.edge_conv(image, weight, 1, 1, False)
+    assert y[0, 0].tolist() == [[4, 4], [4, math.inf]]
+    y = edge_conv.edge_conv(image, -weight, 1, 1, False, None, 0.0)
+    assert not y.any()
+    back = edge_conv.edge_conv_transpose(torch.ones((1, 8, 2, 2)), weight, 1, 1, 2, 2)
+    assert back.flatten().tolist() == [math.inf, 32, 32, 32]
