@@ -1,6 +1,8 @@
 // Counter-based random words, uniform and normal numbers (noise.h).
 //
-// Floor: 4 bytes written an element; about 4 vector operations a normal, half of them Philox.
+// Floor: 4 bytes written an element, and arithmetic: with AVX-512 490 instructions make 128 normals, 220 of them
+// Philox, of which the processor can start two multiplications and four others in a cycle: 0.1 ns a normal and core
+// at 3.8 GHz. 0.36 ns on one core and 0.19 on two are reached; what is lost waits for results.
 #include "noise.h"
 #include "threads.h"
 

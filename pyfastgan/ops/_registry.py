@@ -48,7 +48,7 @@ class Kernel:
         self.name = schema.split("(", 1)[0]
         self._triton = triton
         self._run: dict[str, Callable[..., Any]] = {"reference": reference}
-        self._served: dict[tuple[str, torch.device], Callable[..., Any]] = {}
+        self._served: dict[tuple[str, torch.device], str] = {}
         if cpu is not None:
             self._run["cpu"] = cpu
         if cuda is not None:
@@ -117,10 +117,10 @@ class Kernel:
         # What serves does not change while the choice stays, and finding it costs as much as a
         # small kernel.
         key = (_backends.choice.name, device)
-        run = self._served.get(key)
-        if run is None:
-            run = self._served[key] = self.implementation(self.serving(device))
-        return run(*args)
+        backend = self._served.get(key)
+        if backend is None:
+            backend = self._served[key] = self.serving(device)
+        return (self._run.get(backend) or self.implementation(backend))(*args)
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         if backend == "triton" and "triton" not in self._run:
