@@ -26,6 +26,9 @@ class Pending(Tensor):
     _waiting: dict[int, Pending]
     _compute: Compute
     _value: Tensor | None
+    _used: bool
+    _grads: bool
+    _seen: int | None
 
     @staticmethod
     def of(
