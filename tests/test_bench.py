@@ -217,7 +217,12 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
             finding("loser", 0.5),
             finding("swept", 0.25, sweep="a sweep", elements=8),
             finding("wrong", 3.0, disagreement="off by 1", ratios={}),
+            finding("a step", 2.0),
+            {"name": "large", "shape": "8", "memory": {"ours": 2**21, "eager": 2**20}},
+            {"name": "small", "shape": "8", "memory": {"ours": 2**20, "eager": 2**22}},
         ],
+        "not_measured": ["benchmarks/bench_late.py::test_row[8]"],
+        "failed": {"benchmarks/bench_bad.py::test_row": "no such thing"},
     }
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(results))
@@ -232,7 +237,12 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     assert "- winner, 8: compile fails: Oh: no" in rest
     assert "- wrong, 8: no speed-up, the values are wrong: off by 1" in rest
     assert "noisy machine" not in page
-    for name in ("speedup", "size"):
+    assert "| large | 8 | 2.0 MiB | 1.0 MiB | 0.50 |" in lost
+    assert "small" not in lost
+    assert "| small | 8 | 1.0 MiB | 4.0 MiB | 4.00 |" in rest
+    assert "Not measured for want of time: late.py row (1)." in page
+    assert "- bad.py row: no such thing" in page
+    for name in ("speedup", "size", "limit", "first-call", "steps", "memory"):
         assert f"images/benchmarks-{name}.svg" in page
         assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
 

@@ -26,6 +26,9 @@ class Pending(Tensor):
     _waiting: dict[int, Pending]
     _compute: Compute
     _value: Tensor | None
+    _used: bool
+    _grads: bool
+    _seen: int | None
 
     @staticmethod
     def of(
@@ -86,7 +89,7 @@ class Pending(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Reached only past `__torch_function__`, where autograd has missed the value."""
@@ -97,7 +100,7 @@ class Pending(Tensor):
 
 
 def _empty(x: Tensor) -> Any:
-    return Tensor._make_wrapper_subclass(Pending, x.shape, dtype=x.dtype, device=x.device)  # type: ignore[attr-defined]
+    return Tensor._make_wrapper_subclass(Pending, x.shape, dtype=x.dtype, device=x.device)
 
 
 class _Gradient(torch.autograd.Function):
