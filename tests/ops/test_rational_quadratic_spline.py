@@ -11,13 +11,13 @@ from nflows.transforms import splines as nflows_splines
 from normflows.utils import splines as normflows_splines
 
 import pyfastgan as pf
-from pyfastgan.ops._registry import ops
+from pyfastgan.ops._registry import Sample, T, ops
 from pyfastgan.ops.rational_quadratic_spline import (
     _backward_reference,
     _settings,
     rational_quadratic_spline_reference,
 )
-from pyfastgan.testing import backends
+from pyfastgan.testing import backends, check_not_finite, check_values
 
 BACKENDS = backends(ops()["rational_quadratic_spline"])
 spline = pf.ops.rational_quadratic_spline
@@ -343,6 +343,28 @@ def test_narrow_bins_keep_their_digits():
         assert worst[0] < worst[1]
 
 
+@pytest.mark.parametrize("parameterisation", ["nflows", "zuko"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("bins", [8, 10, 16])  # those that the compiled kernel knows beforehand
+def test_known_numbers_of_bins(bins, inverse, parameterisation):
+    sizes = (bins, bins, bins - 1)
+    sample = Sample(
+        f"{bins} bins",
+        (T((7, 9), scale=1.5), *(T((7, 9, n), scale=2.0) for n in sizes)),
+        {
+            "tail_bound": 2.0,
+            "inverse": inverse,
+            "parameterisation": parameterisation,
+            "logit_scale": 0.6,
+        },
+    )
+    op = ops()["rational_quadratic_spline"]
+    for backend in BACKENDS:
+        with pf.use_backend(backend):
+            check_values(op, sample, torch.float32)
+            check_not_finite(op, sample)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_one_tensor_of_all_logits(inverse):
     """Read in place, with its gradient made in place."""
@@ -411,10 +433,10 @@ def test_rounding_past_the_domain_is_clamped():
     assert y[2].isnan().all()
 
 
+@pytest.mark.parametrize(("count", "bins"), [(76_800, 4), (37_120, 8)])  # 12.9 and 13.0 MiB
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_too_large_for_the_caches(backend):
+def test_gradients_too_large_for_the_caches(backend, count, bins):
     """They are written past them, the same bits as in parts that are not."""
-    count, bins = 76_800, 4  # 4 elements each, 11 numbers: 12.9 MiB in float32
     g = torch.Generator().manual_seed(0)
     x, dy = torch.randn(2, count, 4, generator=g)
     sizes = (bins, bins, bins - 1)
