@@ -2,7 +2,7 @@
 // everything anew from the inputs. One pass each.
 //
 // Floor, for an element with P = 3 K - 1 (or 3 K + 1) parameters: forward 4 (P + 2) bytes, backward 4 (2 P + 3), over
-// the copy bandwidth.
+// the copy bandwidth. The arithmetic is above it: 2 K exponentials, the sums in two parts and the search.
 //
 // An element's parameters lie next to each other, so a pack of elements has them in rows; tiles of columns are
 // transposed in registers. A tile runs over the ends of the three tensors.

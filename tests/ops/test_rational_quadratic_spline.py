@@ -319,7 +319,7 @@ def test_outside_the_tails_inputs_come_back_bit_for_bit():
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="about the compiled kernel's rounding")
 def test_narrow_bins_keep_their_digits():
     """A float32 gradient through bins near the least width, against float64. Rounded knots would be divided by such a
-    width: nflows' own error here is several times as large."""
+    width: nflows' own error here is larger."""
     w, h, d = logits(20_000, 10, scale=1.5)
     x = 3 * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(3)).clamp(-0.99, 0.99)
     for inverse in (False, True):
@@ -335,12 +335,12 @@ def test_narrow_bins_keep_their_digits():
         exact = derivatives(ours, x, (w, h, d), torch.float64)
         share = 1e-3 + 0.99 * torch.softmax((h if inverse else w).double(), -1)
         knots = close_to_a_knot(x, share, 3.0)
-        worst = []
+        means = []  # the worst is that of a single narrow bin, and chance
         for function in (ours, theirs):
             single = derivatives(function, x, (w, h, d), torch.float32)
             error = ((single[2].double() - exact[2]).abs() / exact[2].abs().clamp(min=1))[~knots]
-            worst.append(error.max().item())
-        assert worst[0] < worst[1]
+            means.append(error.mean().item())
+        assert means[0] < 0.7 * means[1]  # 0.2 to 0.3 with fused products, 0.45 to 0.6 without
 
 
 @pytest.mark.parametrize("parameterisation", ["nflows", "zuko"])
