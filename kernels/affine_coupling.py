@@ -2,8 +2,7 @@
 
 The inverse of y = x S + t is (y - t) / S: the other order of the two steps with 1 / S and -t.
 
-Floor, n elements of s bytes: forward 4 n s, backward 5 n s, or 6 n s where the shift comes last, over the copy
-bandwidth.
+Floor, n elements of s bytes: forward 4 n s, backward 5 n s, over the copy bandwidth.
 """
 
 from __future__ import annotations
@@ -89,12 +88,12 @@ def forward_kernel(
 
 @_numbers
 def backward_kernel(
-    dy, dlogdet, y, raw, shift, dx, draw, dy_stride, y_stride, raw_stride, shift_stride,
+    dy, dlogdet, kept, raw, dx, draw, dy_stride, kept_stride, raw_stride,
     rows, columns, parts, steps, clamp: tl.int64,
     SCALE: tl.constexpr, FIRST: tl.constexpr, INVERSE: tl.constexpr, WIDE: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    storage: tl.constexpr = y.dtype.element_ty
+    storage: tl.constexpr = kept.dtype.element_ty
     dtype: tl.constexpr = dlogdet.dtype.element_ty
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     row = (tl.program_id(0) // parts).to(index) * R + tl.arange(0, R)[:, None]
@@ -105,14 +104,13 @@ def backward_kernel(
     for _ in range(steps):
         inside = (row < rows) & (column < columns)
         d = tl.load(dy + row * dy_stride + column, mask=inside, other=0.0).to(dtype)
-        v = tl.load(y + row * y_stride + column, mask=inside, other=0.0).to(dtype)
+        v = tl.load(kept + row * kept_stride + column, mask=inside, other=0.0).to(dtype)
         s = tl.load(raw + row * raw_stride + column, mask=inside, other=0.0).to(dtype)
         factor, _, slope = scale_at(s, limit, SCALE, INVERSE)
-        if not FIRST:
-            t = tl.load(shift + row * shift_stride + column, mask=inside, other=0.0).to(dtype)
-            v = v + t if INVERSE else v - t
+        g = d * factor
         at = row * columns + column
-        tl.store(dx + at, to_storage(d * factor, storage), mask=inside)
+        tl.store(dx + at, to_storage(g, storage), mask=inside)
+        d = d if FIRST else g
         tl.store(draw + at, to_storage((d * v + of_log) * slope, storage), mask=inside)
         column += C
 
@@ -149,24 +147,23 @@ def affine_coupling(
 def affine_coupling_backward(
     dy: Tensor,
     dlogdet: Tensor,
-    y: Tensor,
+    kept: Tensor,
     raw: Tensor,
-    shift: Tensor,
     scale: str,
     clamp: float,
     shift_first: bool,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and raw, from the output."""
-    like = dense(y)
+    """Gradients to x and raw, from the output if the shift comes first, else from x."""
+    like = dense(kept)
     dx, draw = torch.empty_like(like), torch.empty_like(like)
-    if y.numel() == 0:
+    if kept.numel() == 0:
         return dx, draw
-    dy, y, raw, shift = in_rows(dx, dy, y, raw, shift)
+    dy, kept, raw = in_rows(dx, dy, kept, raw)
     plan = plan_rows(dx)
-    with torch.cuda.device_of(y):
+    with torch.cuda.device_of(kept):
         backward_kernel[plan.grid](
-            dy, dlogdet.contiguous(), y, raw, shift, dx, draw, *_strides(dy, y, raw, shift), *plan[:4],
+            dy, dlogdet.contiguous(), kept, raw, dx, draw, *_strides(dy, kept, raw), *plan[:4],
             float64_bits(clamp), SCALES.index(scale), shift_first != inverse, inverse, *plan[4:]
         )  # fmt: skip
     return dx, draw

@@ -1,10 +1,11 @@
-// y = x S + t or (x + t) S with its log-determinant a sample, and the backward from the output. One pass each.
+// y = x S + t or (x + t) S with its log-determinant a sample, and the backward, from x or from y. One pass each.
 //
-// Floor, n elements of s bytes: forward 4 n s (x, raw, shift, y), backward 6 n s (dy, y, raw, shift, dx, draw) over the
-// copy bandwidth; with the shift first the backward does not read it.
+// Floor, n elements of s bytes: forward 4 n s (x, raw, shift, y), backward 5 n s (dy, x or y, raw, dx, draw) over the
+// copy bandwidth.
 //
 // A tensor is (samples, size), the elements of a sample next to each other; samples may lie apart, as the halves of a
 // network's output do.
+#include "fresh.h"
 #include "pieces.h"
 #include "threads.h"
 
@@ -67,6 +68,7 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
     const bool past_caches = streams(batch, y) && batch.size % kStep == 0;
     const S sign = s.inverse ? S(-1) : S(1);
     SampleSums<V> sums(batch, pieces, logdet);
+    about_to_write(y, batch.samples * batch.size * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S logs[kPiece + kStep];
@@ -98,44 +100,41 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
 }
 
 template <int M, class T>
-void backward(Batch batch, Tensor<T> dy, const Scalar<Pack<T>>* dlogdet, Tensor<T> y, Tensor<T> raw, Tensor<T> shift,
-              T* dx, T* draw, const Settings<Scalar<Pack<T>>> s, int threads) {
+void backward(Batch batch, Tensor<T> dy, const Scalar<Pack<T>>* dlogdet, Tensor<T> kept, Tensor<T> raw, T* dx, T* draw,
+              const Settings<Scalar<Pack<T>>> s, int threads) {
     using V = Pack<T>;
     using S = Scalar<V>;
     constexpr int64_t kStep = lanes<T>();
     const Pieces pieces(batch, kPiece);
-    const bool together = dy.stride == batch.size && y.stride == batch.size && raw.stride == batch.size &&
-                          (s.first || shift.stride == batch.size);
+    const bool together = dy.stride == batch.size && kept.stride == batch.size && raw.stride == batch.size;
     const bool past_caches = streams(batch, dx) && streams(batch, draw) && batch.size % kStep == 0;
-    const S sign = s.inverse ? S(-1) : S(1);
+    const int64_t bytes = batch.samples * batch.size * static_cast<int64_t>(sizeof(T));
+    about_to_write(dx, bytes);
+    about_to_write(draw, bytes);
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S dlogs[kPiece + kStep];  // of each element
         repeat(piece, dlogdet, dlogs);
         each_run(piece, together, [&](int64_t sample, int64_t from, int64_t count, int64_t done) {
             const T* pdy = dy.data + sample * dy.stride + from;
-            const T* py = y.data + sample * y.stride + from;
+            const T* pkept = kept.data + sample * kept.stride + from;
             const T* praw = raw.data + sample * raw.stride + from;
-            const T* pshift = s.first ? nullptr : shift.data + sample * shift.stride + from;
             T* pdx = dx + sample * batch.size + from;
             T* pdraw = draw + sample * batch.size + from;
-            const auto step = [&](V vdy, V vy, V vraw, V vshift, int64_t i, V& vdx, V& vdraw) {
+            const auto step = [&](V vdy, V vkept, V vraw, int64_t i, V& vdx, V& vdraw) {
                 const auto scale = scale_at<M>(vraw, s.clamp, s.inverse);
-                couple_backward(vdy, load<V>(dlogs + done + i), vy, vshift * sign, scale, s.first, vdx, vdraw);
+                couple_backward(vdy, load<V>(dlogs + done + i), vkept, scale, s.first, vdx, vdraw);
             };
-            const V zero = splat<V>(0);
             V vdx, vdraw;
             int64_t i = 0;
             for (; i + kStep <= count; i += kStep) {
-                step(Storage<T>::read(pdy + i), Storage<T>::read(py + i), Storage<T>::read(praw + i),
-                     s.first ? zero : Storage<T>::read(pshift + i), i, vdx, vdraw);
+                step(Storage<T>::read(pdy + i), Storage<T>::read(pkept + i), Storage<T>::read(praw + i), i, vdx, vdraw);
                 put(pdx + i, vdx, past_caches);
                 put(pdraw + i, vdraw, past_caches);
             }
             if (i < count) {
                 const int64_t left = count - i;
-                step(read_part(pdy + i, left), read_part(py + i, left), read_part(praw + i, left),
-                     s.first ? zero : read_part(pshift + i, left), i, vdx, vdraw);
+                step(read_part(pdy + i, left), read_part(pkept + i, left), read_part(praw + i, left), i, vdx, vdraw);
                 write_part(pdx + i, vdx, left);
                 write_part(pdraw + i, vdraw, left);
             }
@@ -187,19 +186,18 @@ static const char* affine_coupling(const void* x, int64_t x_stride, const void* 
 }
 PF_EXPORT(affine_coupling);
 
-// shift is not read where it comes first.
-static const char* affine_coupling_backward(const void* dy, int64_t dy_stride, const void* dlogdet, const void* y,
-                                            int64_t y_stride, const void* raw, int64_t raw_stride, const void* shift,
-                                            int64_t shift_stride, void* dx, void* draw, int type, int64_t samples,
-                                            int64_t size, int map, double clamp, int first, int inverse, int threads) {
+// `kept` is y if the shift comes first, else x.
+static const char* affine_coupling_backward(const void* dy, int64_t dy_stride, const void* dlogdet, const void* kept,
+                                            int64_t kept_stride, const void* raw, int64_t raw_stride, void* dx,
+                                            void* draw, int type, int64_t samples, int64_t size, int map, double clamp,
+                                            int first, int inverse, int threads) {
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
         using S = Scalar<Pack<T>>;
         return with_map(map, [&](auto m) {
             backward<m.value, T>({samples, size}, {static_cast<const T*>(dy), dy_stride},
-                                 static_cast<const S*>(dlogdet), {static_cast<const T*>(y), y_stride},
-                                 {static_cast<const T*>(raw), raw_stride}, {static_cast<const T*>(shift), shift_stride},
-                                 static_cast<T*>(dx), static_cast<T*>(draw),
+                                 static_cast<const S*>(dlogdet), {static_cast<const T*>(kept), kept_stride},
+                                 {static_cast<const T*>(raw), raw_stride}, static_cast<T*>(dx), static_cast<T*>(draw),
                                  {static_cast<S>(clamp), first != 0, inverse != 0}, threads);
         });
     });

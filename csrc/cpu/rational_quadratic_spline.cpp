@@ -2,12 +2,11 @@
 // everything anew from the inputs. One pass each.
 //
 // Floor, for an element with P = 3 K - 1 (or 3 K + 1) parameters: forward 4 (P + 2) bytes, backward 4 (2 P + 3), over
-// the copy bandwidth. The arithmetic is above it: 2 K exponentials, the compensated sums and the searches are about
-// 70 K operations a pack, and turning rows of parameters into packs another 16 K.
+// the copy bandwidth. The arithmetic is above it: 2 K exponentials, the sums in two parts and the search.
 //
-// An element's parameters lie next to each other, so a pack of elements has them in rows; tiles of as many columns as
-// a pack has lanes are transposed in registers. A tile runs over the ends of the three tensors, which saves every
-// third transposition.
+// An element's parameters lie next to each other, so a pack of elements has them in rows; tiles of columns are
+// transposed in registers. A tile runs over the ends of the three tensors.
+#include "fresh.h"
 #include "pieces.h"
 #include "threads.h"
 
@@ -18,6 +17,26 @@ namespace PF_NAMESPACE {
 
 PF_FN vdouble decay(vdouble x) { return exponential(x); }
 
+#if defined(__AVX512F__)
+PF_FN vfloat decay(vfloat x) {
+    const __m512 t = (__m512)at_least(x * 1.44269504f, -126.0f);
+    const vfloat p = polynomial((vfloat)_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF), 1.0f, 6.93146984e-01f,
+                                2.40229836e-01f, 5.54833420e-02f, 9.67884100e-03f, 1.24396878e-03f, 2.17022554e-04f);
+    return (vfloat)_mm512_scalef_ps((__m512)p, t);  // p 2^floor(t)
+}
+#endif
+
+// One truth a lane.
+#if defined(__AVX512F__)
+PF_FN __mmask16 not_negative(vfloat x) { return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GE_OQ); }
+PF_FN vfloat select(__mmask16 c, vfloat a, vfloat b) { return (vfloat)_mm512_mask_blend_ps(c, (__m512)b, (__m512)a); }
+#else
+PF_FN vint not_negative(vfloat x) { return x >= 0.0f; }
+#endif
+PF_FN vlong not_negative(vdouble x) { return x >= 0.0; }
+template <class V>
+using Mask = decltype(not_negative(V{}));
+
 namespace {
 
 constexpr int64_t kPiece = 512;  // elements of a piece of work
@@ -25,17 +44,28 @@ constexpr int64_t kSmall = 1024;  // below this the calling thread does it all
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of gradients that will not stay in a cache
 constexpr int kAhead = 4;  // packs that are fetched before they are read
 constexpr int kMostBins = 64;  // shared with pyfastgan/ops/rational_quadratic_spline.py
-constexpr int kMostColumns = 3 * kMostBins + 1 + kLanes;
 
-template <class S>
-struct Spline {
-    int bins, knots;  // knots: how many have a logit of their own, bins - 1 (linear tails) or bins + 1
-    SplineAxis<S> x, y;
-    KnotSlope<S> slope;
-    S scale, pull;  // of the logits of widths and heights: a factor, then the soft clip
-    bool inverse;
-    bool tails() const { return knots < bins; }
-};
+// A tile has that many columns, of all rows of a pack: so many packs, in which a row of the tile, or two, lie.
+template <class T>
+constexpr int tile_columns() {
+    return lanes<T>() < 8 ? lanes<T>() : 8;
+}
+constexpr int kMostColumns = 3 * kMostBins + 1 + 8;
+
+template <int kFirst, class F, int... I>
+PF_FN void each_of(F f, std::integer_sequence<int, I...>) {
+    (f(kFirst + I), ...);
+}
+// f(k) for first <= k < last; kLast is the latter where it is known.
+template <int kFirst, int kLast, class F>
+PF_FN void each(int last, F f) {
+    if constexpr (kLast > kFirst)
+        each_of<kFirst>(f, std::make_integer_sequence<int, kLast - kFirst>{});
+    else
+        for (int k = kFirst; k < last; ++k) f(k);
+}
+
+#define PF_LAMBDA __attribute__((always_inline))
 
 // Rows of parameters.
 template <class P>
@@ -52,11 +82,12 @@ struct Segment {
 struct Tiles {
     int count = 0;
     struct {
-        int segments;
-        Segment segment[3];
+        int segments = 0;
+        Segment segment[3] = {};
     } tile[kMostColumns];
 
-    Tiles(const int columns[3], int width) {
+    constexpr Tiles(int bins, int knots, int width) {
+        const int columns[] = {bins, bins, knots};
         int lane = width;
         for (int source = 0; source < 3; ++source)
             for (int column = 0; column < columns[source];) {
@@ -66,114 +97,216 @@ struct Tiles {
                 }
                 const int left = columns[source] - column, room = width - lane, n = left < room ? left : room;
                 auto& t = tile[count - 1];
-                t.segment[t.segments++] = {source, column, lane, n};
+                t.segment[t.segments].source = source;
+                t.segment[t.segments].column = column;
+                t.segment[t.segments].lane = lane;
+                t.segment[t.segments++].count = n;
                 column += n;
                 lane += n;
             }
     }
 };
 
-// The rows of a tile. What does not change from row to row is found once: rows are short.
+// A spline of K bins, linear tails and a logit for each inner knot, or of any number of bins for K = 0. Loops over the
+// bins of the first have no counters and keep their arrays in registers.
+template <int K, class S>
+struct Spline {
+    int bins_, knots_;  // knots: how many have a logit of their own, bins - 1 (linear tails) or bins + 1
+    SplineAxis<S> x, y;
+    KnotSlope<S> slope;
+    S scale, pull;  // of the logits of widths and heights: a factor, then the soft clip
+    bool inverse;
+    const Tiles* tiles;  // for K = 0
+    PF_FN int bins() const { return K > 0 ? K : bins_; }
+    PF_FN int knots() const { return K > 0 ? K - 1 : knots_; }
+    PF_FN bool tails() const { return K > 0 || knots_ < bins_; }
+};
+
+#if defined(__AVX512F__)
+// Rows 2 j and 2 j + 1 in the halves of pack j, and packs of columns: one into the other.
+PF_FN void to_columns(vfloat* t) {
+    const __m512i low = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
+    __m512 a[8], b[8];
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+        a[j] = _mm512_unpacklo_ps((__m512)t[j], (__m512)t[j + 1]);
+        a[j + 1] = _mm512_unpackhi_ps((__m512)t[j], (__m512)t[j + 1]);
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < 8; j += 4)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; ++c) {
+            const __m512d even = _mm512_castps_pd(a[j + c]), odd = _mm512_castps_pd(a[j + c + 2]);
+            b[j + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
+            b[j + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+        }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        t[c] = (vfloat)_mm512_permutex2var_ps(b[c], low, b[c + 4]);
+        t[c + 4] = (vfloat)_mm512_permutex2var_ps(b[c], high, b[c + 4]);
+    }
+}
+PF_FN void to_rows(vfloat* t) {
+    const __m512i low = _mm512_setr_epi32(0, 2, 4, 6, 16, 18, 20, 22, 1, 3, 5, 7, 17, 19, 21, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    __m512 a[8], b[8];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        a[c] = _mm512_permutex2var_ps((__m512)t[c], low, (__m512)t[c + 4]);
+        a[c + 4] = _mm512_permutex2var_ps((__m512)t[c], high, (__m512)t[c + 4]);
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < 8; j += 4)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; ++c) {
+            const __m512d even = _mm512_castps_pd(a[j + 2 * c]), odd = _mm512_castps_pd(a[j + 2 * c + 1]);
+            b[j + c] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
+            b[j + c + 2] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+        }
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+        t[j] = (vfloat)_mm512_shuffle_ps(b[j], b[j + 1], _MM_SHUFFLE(2, 0, 2, 0));
+        t[j + 1] = (vfloat)_mm512_shuffle_ps(b[j], b[j + 1], _MM_SHUFFLE(3, 1, 3, 1));
+    }
+}
+#else
+PF_FN void to_columns(vfloat* t) { transpose(t); }
+PF_FN void to_rows(vfloat* t) { transpose(t); }
+#endif
+PF_FN void to_columns(vdouble* t) { transpose(t); }
+PF_FN void to_rows(vdouble* t) { transpose(t); }
+
+// The rows of a tile.
 template <class T>
 PF_FN void read_rows(const Source<const T*>* sources, const Segment* s, int segments, int64_t row, int64_t count,
-                     Pack<T>* rows) {
-    constexpr int kStep = lanes<T>();
-    for (int64_t r = count; r < kStep; ++r) rows[r] = splat<Pack<T>>(0);
+                     Pack<T>* packs) {
+    constexpr int kStep = lanes<T>(), kColumns = tile_columns<T>(), kRows = kStep / kColumns;
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>) {
-        for (int k = 0; k < segments; ++k) {
-            const int64_t step = sources[s[k].source].stride;
-            const float* p = sources[s[k].source].data + row * step + s[k].column - s[k].lane;
-            const auto mask = static_cast<__mmask16>(((1u << s[k].count) - 1u) << s[k].lane);
-            if (k == 0 && count == kStep) {
-#pragma GCC unroll 16
-                for (int r = 0; r < kStep; ++r) rows[r] = (vfloat)_mm512_maskz_loadu_ps(mask, p + r * step);
-            } else if (count == kStep) {
-#pragma GCC unroll 16
-                for (int r = 0; r < kStep; ++r)
-                    rows[r] = (vfloat)_mm512_mask_loadu_ps((__m512)rows[r], mask, p + r * step);
-            } else {
-                for (int r = 0; r < count; ++r)
-                    rows[r] = (vfloat)_mm512_mask_loadu_ps(k == 0 ? _mm512_setzero_ps() : (__m512)rows[r], mask,
-                                                           p + r * step);
+        if (count == kStep) {
+            for (int k = 0; k < segments; ++k) {
+                const int64_t step = sources[s[k].source].stride;
+                const float* p = sources[s[k].source].data + row * step + s[k].column - s[k].lane;
+                if (s[k].count == 8) {
+#pragma GCC unroll 8
+                    for (int j = 0; j < 8; ++j)
+                        packs[j] = (vfloat)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p + 2 * j * step)),
+                                                              _mm256_loadu_ps(p + (2 * j + 1) * step), 1);
+                    continue;
+                }
+                const unsigned mask = ((1u << s[k].count) - 1u) << s[k].lane;
+                const auto low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask << 8);
+#pragma GCC unroll 8
+                for (int j = 0; j < 8; ++j) {
+                    const __m512 before = k == 0 ? _mm512_setzero_ps() : (__m512)packs[j];
+                    packs[j] = (vfloat)_mm512_mask_loadu_ps(_mm512_mask_loadu_ps(before, low, p + 2 * j * step), high,
+                                                            p + (2 * j + 1) * step - 8);
+                }
             }
+            return;
         }
-        return;
     }
 #endif
-    for (int r = 0; r < count; ++r) {
-        const auto& source = sources[s->source];
-        if (segments == 1 && s->count == kStep) {
-            rows[r] = Storage<T>::read(source.data + (row + r) * source.stride + s->column);
-            continue;
-        }
+    for (int j = 0; j < kColumns; ++j) {
         T buffer[kStep] = {};
-        for (int k = 0; k < segments; ++k) {
-            const auto& from = sources[s[k].source];
-            memcpy(buffer + s[k].lane, from.data + (row + r) * from.stride + s[k].column,
-                   static_cast<std::size_t>(s[k].count) * sizeof(T));
+        for (int half = 0; half < kRows; ++half) {
+            const int64_t r = kRows * j + half;
+            if (r >= count) break;
+            for (int k = 0; k < segments; ++k) {
+                const auto& from = sources[s[k].source];
+                memcpy(buffer + half * kColumns + s[k].lane, from.data + (row + r) * from.stride + s[k].column,
+                       static_cast<std::size_t>(s[k].count) * sizeof(T));
+            }
         }
-        rows[r] = Storage<T>::read(buffer);
+        packs[j] = Storage<T>::read(buffer);
     }
 }
 
 template <class T>
 PF_FN void write_rows(const Source<T*>* sources, const Segment* s, int segments, int64_t row, int64_t count,
-                      const Pack<T>* rows) {
+                      const Pack<T>* packs) {
+    constexpr int kStep = lanes<T>(), kColumns = tile_columns<T>(), kRows = kStep / kColumns;
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>) {
-        for (int k = 0; k < segments; ++k) {
-            const int64_t step = sources[s[k].source].stride;
-            float* p = sources[s[k].source].data + row * step + s[k].column - s[k].lane;
-            const auto mask = static_cast<__mmask16>(((1u << s[k].count) - 1u) << s[k].lane);
-            for (int r = 0; r < count; ++r) _mm512_mask_storeu_ps(p + r * step, mask, (__m512)rows[r]);
+        if (count == kStep) {
+            for (int k = 0; k < segments; ++k) {
+                const int64_t step = sources[s[k].source].stride;
+                float* p = sources[s[k].source].data + row * step + s[k].column - s[k].lane;
+                const unsigned mask = ((1u << s[k].count) - 1u) << s[k].lane;
+                const auto low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask << 8);
+#pragma GCC unroll 8
+                for (int j = 0; j < 8; ++j) {
+                    _mm512_mask_storeu_ps(p + 2 * j * step, low, (__m512)packs[j]);
+                    _mm512_mask_storeu_ps(p + (2 * j + 1) * step - 8, high, (__m512)packs[j]);
+                }
+            }
+            return;
         }
-        return;
     }
 #endif
-    for (int r = 0; r < count; ++r) {
-        T buffer[lanes<T>()];
-        Storage<T>::write(buffer, rows[r]);
-        for (int k = 0; k < segments; ++k) {
-            const auto& to = sources[s[k].source];
-            memcpy(to.data + (row + r) * to.stride + s[k].column, buffer + s[k].lane,
-                   static_cast<std::size_t>(s[k].count) * sizeof(T));
+    for (int j = 0; j < kColumns; ++j) {
+        T buffer[kStep];
+        Storage<T>::write(buffer, packs[j]);
+        for (int half = 0; half < kRows; ++half) {
+            const int64_t r = kRows * j + half;
+            if (r >= count) return;
+            for (int k = 0; k < segments; ++k) {
+                const auto& to = sources[s[k].source];
+                memcpy(to.data + (row + r) * to.stride + s[k].column, buffer + half * kColumns + s[k].lane,
+                       static_cast<std::size_t>(s[k].count) * sizeof(T));
+            }
         }
+    }
+}
+
+// Those of a spline.
+template <int K, class T, class S, class F>
+PF_FN void each_tile(const Spline<K, S>& s, F f) {
+    if constexpr (K > 0) {
+        static constexpr Tiles tiles(K, K - 1, tile_columns<T>());
+        each<0, tiles.count>(tiles.count,
+                             [&](int t) PF_LAMBDA { f(t, tiles.tile[t].segment, tiles.tile[t].segments); });
+    } else {
+        const Tiles& tiles = *s.tiles;
+        for (int t = 0; t < tiles.count; ++t) f(t, tiles.tile[t].segment, tiles.tile[t].segments);
     }
 }
 
 // The parameters of `count` elements from `row` on as a pack a column; lanes without an element are zero.
-template <class T>
-PF_FN void read_columns(const Tiles& tiles, const Source<const T*>* sources, int64_t row, int64_t count,
+template <class T, int K, class S>
+PF_FN void read_columns(const Spline<K, S>& s, const Source<const T*>* sources, int64_t row, int64_t count,
                         Pack<T>* columns) {
-    for (int t = 0; t < tiles.count; ++t) {
-        Pack<T>* rows = columns + t * lanes<T>();
-        read_rows<T>(sources, tiles.tile[t].segment, tiles.tile[t].segments, row, count, rows);
-        transpose(rows);
-    }
+    each_tile<K, T>(s, [&](int t, const Segment* segment, int segments) PF_LAMBDA {
+        Pack<T>* packs = columns + t * tile_columns<T>();
+        read_rows<T>(sources, segment, segments, row, count, packs);
+        to_columns(packs);
+    });
 }
 
-template <class T>
-PF_FN void write_columns(const Tiles& tiles, const Source<T*>* sources, int64_t row, int64_t count, Pack<T>* columns) {
-    for (int t = 0; t < tiles.count; ++t) {
-        Pack<T>* rows = columns + t * lanes<T>();
-        transpose(rows);
-        write_rows<T>(sources, tiles.tile[t].segment, tiles.tile[t].segments, row, count, rows);
-    }
+template <class T, int K, class S>
+PF_FN void write_columns(const Spline<K, S>& s, const Source<T*>* sources, int64_t row, int64_t count,
+                         Pack<T>* columns) {
+    each_tile<K, T>(s, [&](int t, const Segment* segment, int segments) PF_LAMBDA {
+        Pack<T>* packs = columns + t * tile_columns<T>();
+        to_rows(packs);
+        write_rows<T>(sources, segment, segments, row, count, packs);
+    });
 }
 
 // Rows that lie next to each other, past the caches. They are put together in `buffer` first, so that whole lines go
 // out.
-template <class T>
-PF_FN void stream_columns(const Tiles& tiles, const int columns[3], const Source<T*>* sources, int64_t row,
-                          Pack<T>* parameters, Pack<T>* buffer) {
+template <class T, int K, class S>
+PF_FN void stream_columns(const Spline<K, S>& s, const Source<T*>* sources, int64_t row, Pack<T>* parameters,
+                          Pack<T>* buffer) {
+    const int columns[] = {s.bins(), s.bins(), s.knots()};
     Source<T*> local[3];
     Pack<T>* next = buffer;
     for (int k = 0; k < 3; ++k) {
         local[k] = {reinterpret_cast<T*>(next), columns[k]};
         next += columns[k];
     }
-    write_columns<T>(tiles, local, 0, lanes<T>(), parameters);
+    write_columns<T>(s, local, 0, lanes<T>(), parameters);
     next = buffer;
     for (int k = 0; k < 3; ++k) {
         T* to = sources[k].data + row * columns[k];
@@ -212,99 +345,95 @@ template <class V>
 struct Found {
     V index;                             // of the bin
     V x_below, x_mass, y_below, y_mass;  // masses before the bin, and its own
-    V x_unit, y_unit, x_inverse, y_inverse;
+    V x_inverse, y_inverse;              // 1 / the total of the masses
+    V x_unit, y_unit;
     V left_slope, right_slope;  // derivatives of the knots' derivatives by their logits
     V offset;  // from the lower knot of the axis that was searched
     Bin<V> bin;
 };
 
-// exp(logit - largest) of each bin.
-template <class V, class S>
-PF_FN void masses(const V* logits, const Spline<S>& s, V* mass) {
-    for (int k = 0; k < s.bins; ++k) mass[k] = logits[k] * s.scale;
+// exp(logit - largest) of each bin. Of a soft clip's logits it leaves 1 / (1 + |logit| pull).
+template <int K, class V, class S>
+PF_FN void masses(V* logits, const Spline<K, S>& s, V* mass) {
     if (s.pull != 0)
-        for (int k = 0; k < s.bins; ++k) mass[k] = soft_clip(mass[k], s.pull);
+        each<0, K>(s.bins(), [&](int k) PF_LAMBDA {
+            const V x = logits[k] * s.scale;
+            logits[k] = S(1) / (S(1) + absolute(x) * s.pull);
+            mass[k] = x * logits[k];
+        });
+    else
+        each<0, K>(s.bins(), [&](int k) PF_LAMBDA { mass[k] = logits[k] * s.scale; });
     V largest = mass[0];
-    for (int k = 1; k < s.bins; ++k) largest = select(mass[k] > largest, mass[k], largest);
-    for (int k = 0; k < s.bins; ++k) mass[k] = decay(mass[k] - largest);
+    each<1, K>(s.bins(), [&](int k) PF_LAMBDA { largest = select(mass[k] > largest, mass[k], largest); });
+    each<0, K>(s.bins(), [&](int k) PF_LAMBDA { mass[k] = decay(mass[k] - largest); });
 }
 
-// The bin of `at` on the axis whose masses are `mass`; the inverse of their total.
-template <class V, class S>
-PF_FN V find(V at, const V* mass, int bins, const SplineAxis<S>& axis, V& index, V& offset, V& below, V& own) {
-    Exact<V> sum[kMostBins + 1];
+// The bin of `at` on the axis that has the masses `mass`, and the same bin of the other axis. reached[k] is where
+// lanes have come to bin k.
+template <int K, class V, class S>
+PF_FN void find(V at, const V* mass, const V* other, const Spline<K, S>& s, const SplineAxis<S>& axis, Mask<V>* reached,
+                V& index, V& offset, V& below, V& own, V& inverse, V& other_below, V& other_own, V& other_inverse) {
+    Exact<V> sum[K > 0 ? K + 1 : kMostBins + 1];
     sum[0] = {splat<V>(0), splat<V>(0)};
-    for (int k = 0; k < bins; ++k) {
+    each<0, K>(s.bins(), [&](int k) PF_LAMBDA {
         sum[k + 1] = sum[k];
         accumulate(sum[k + 1], mass[k]);
-    }
-    const Search<V> search = search_axis(at, sum[bins], axis);
-    V number = splat<V>(0);
-    index = below = number;
+    });
+    const Search<V> search = search_axis(at, sum[s.bins()], axis);
+    V number = splat<V>(0), total = other[0];
+    index = below = other_below = number;
     own = mass[0];
+    other_own = total;
     offset = offset_from(search, sum[0], number, axis);
-    for (int k = 1; k < bins; ++k) {
+    each<1, K>(s.bins(), [&](int k) PF_LAMBDA {
         number += S(1);
         const V next = offset_from(search, sum[k], number, axis);
-        const auto reached = next >= S(0);
-        index = select(reached, number, index);
-        offset = select(reached, next, offset);
-        below = select(reached, sum[k].sum, below);
-        own = select(reached, mass[k], own);
-    }
-    return search.inverse_total;
+        reached[k] = not_negative(next);
+        index = select(reached[k], number, index);
+        offset = select(reached[k], next, offset);
+        below = select(reached[k], sum[k].sum + sum[k].rest, below);
+        own = select(reached[k], mass[k], own);
+        other_below = select(reached[k], total, other_below);
+        other_own = select(reached[k], other[k], other_own);
+        total += other[k];
+    });
+    inverse = search.inverse_total;
+    other_inverse = S(1) / total;
 }
 
-// The masses of a bin whose index is known; the inverse of their total.
-template <class V>
-PF_FN V pick(V index, const V* mass, int bins, V& below, V& own) {
-    using S = Scalar<V>;
-    V sum = mass[0], number = splat<V>(0);
-    below = number;
-    own = sum;
-    for (int k = 1; k < bins; ++k) {
-        number += S(1);
-        const auto reached = index >= number;
-        below = select(reached, sum, below);
-        own = select(reached, mass[k], own);
-        sum += mass[k];
-    }
-    return S(1) / sum;
-}
-
-template <class V, class S>
-PF_FN Found<V> locate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mass) {
+template <int K, class V, class S>
+PF_FN Found<V> locate(V at, V* columns, const Spline<K, S>& s, V* x_mass, V* y_mass, Mask<V>* reached) {
     masses(columns, s, x_mass);
-    masses(columns + s.bins, s, y_mass);
+    masses(columns + s.bins(), s, y_mass);
     Found<V> f;
-    if (s.inverse) {
-        f.y_inverse = find(at, y_mass, s.bins, s.y, f.index, f.offset, f.y_below, f.y_mass);
-        f.x_inverse = pick(f.index, x_mass, s.bins, f.x_below, f.x_mass);
-    } else {
-        f.x_inverse = find(at, x_mass, s.bins, s.x, f.index, f.offset, f.x_below, f.x_mass);
-        f.y_inverse = pick(f.index, y_mass, s.bins, f.y_below, f.y_mass);
-    }
+    if (s.inverse)
+        find(at, y_mass, x_mass, s, s.y, reached, f.index, f.offset, f.y_below, f.y_mass, f.y_inverse, f.x_below,
+             f.x_mass, f.x_inverse);
+    else
+        find(at, x_mass, y_mass, s, s.x, reached, f.index, f.offset, f.x_below, f.x_mass, f.x_inverse, f.y_below,
+             f.y_mass, f.y_inverse);
     f.x_unit = s.x.range * s.x.free * f.x_inverse;
     f.y_unit = s.y.range * s.y.free * f.y_inverse;
     f.bin.x = s.x.low + (s.x.range * s.x.minimum * f.index + f.x_unit * f.x_below);
     f.bin.y = s.y.low + (s.y.range * s.y.minimum * f.index + f.y_unit * f.y_below);
     f.bin.width = s.x.range * s.x.minimum + f.x_unit * f.x_mass;
     f.bin.height = s.y.range * s.y.minimum + f.y_unit * f.y_mass;
+    f.bin.over_width = S(1) / f.bin.width;
+    f.bin.slope = f.bin.height * f.bin.over_width;
 
     // With linear tails the outer knots have the derivative 1 and no logit.
-    const V* logits = columns + 2 * s.bins;
-    V left = logits[0], right = logits[0];
-    V number = splat<V>(s.tails() ? 0 : -1);  // of the bin to the left of a knot with a logit
-    for (int k = 0; k < s.knots; ++k) {
-        right = select(f.index == number, logits[k], right);
-        number += S(1);
-        left = select(f.index == number, logits[k], left);
-    }
+    const V* logits = columns + 2 * s.bins();
+    const int skipped = s.tails() ? 1 : 0;
+    V left = logits[0], right = logits[1 - skipped];
+    each<1, K>(s.bins(), [&](int k) PF_LAMBDA {
+        if (k > skipped) left = select(reached[k], logits[k - skipped], left);
+        if (k < s.knots()) right = select(reached[k], logits[k + 1 - skipped], right);
+    });
     f.bin.left = knot_slope(left, s.slope, f.left_slope);
     f.bin.right = knot_slope(right, s.slope, f.right_slope);
     if (s.tails()) {
         f.bin.left = select(f.index == S(0), splat<V>(1), f.bin.left);
-        f.bin.right = select(f.index == static_cast<S>(s.bins - 1), splat<V>(1), f.bin.right);
+        f.bin.right = select(f.index == static_cast<S>(s.bins() - 1), splat<V>(1), f.bin.right);
     }
     return f;
 }
@@ -316,16 +445,22 @@ PF_FN V clamped(V at, const SplineAxis<S>& axis) {
     return select(at > high, splat<V>(high), at);
 }
 
-template <class V, class S>
-PF_FN V evaluate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mass, V& log) {
+// The spline at the place that was found, from the share of the bin's extent.
+template <int K, class V, class S>
+PF_FN AtShare<V> evaluate(const Found<V>& f, const Spline<K, S>& s) {
+    if (s.inverse) return spline_at(spline_root(within_unit(f.offset / f.bin.height), f.bin), f.bin);
+    return spline_at(within_unit(f.offset * f.bin.over_width), f.bin);
+}
+
+template <int K, class V, class S>
+PF_FN V transform(V at, V* columns, const Spline<K, S>& s, V* x_mass, V* y_mass, V& log) {
+    Mask<V> reached[K > 0 ? K : kMostBins];
     const V inside = clamped(at, s.inverse ? s.y : s.x);
-    const Found<V> f = locate(inside, columns, s, x_mass, y_mass);
-    const V share = within_unit(f.offset / (s.inverse ? f.bin.height : f.bin.width));
-    const V theta = s.inverse ? spline_root(share, f.bin) : share;
-    const AtShare<V> a = spline_at(theta, f.bin);
+    const Found<V> f = locate(inside, columns, s, x_mass, y_mass, reached);
+    const AtShare<V> a = evaluate(f, s);
     log = logarithm(a.jacobian);
     if (s.inverse) log = -log;
-    const V value = s.inverse ? f.bin.x + theta * f.bin.width : f.bin.y + f.bin.height * (a.above / a.below);
+    const V value = s.inverse ? f.bin.x + a.theta * f.bin.width : f.bin.y + f.bin.height * (a.above * a.over_below);
     if (!s.tails()) return value;
     const auto outside = inside != at;
     log = select(outside & (at == at), splat<V>(0), log);
@@ -333,24 +468,25 @@ PF_FN V evaluate(V at, const V* columns, const Spline<S>& s, V* x_mass, V* y_mas
 }
 
 // Logit gradients of an axis in place of the logits: those of the bin's lower knot and extent through the softmax.
-template <class V, class S>
-PF_FN void axis_gradients(V* logits, const V* mass, const Spline<S>& s, V index, V knot, V extent, V unit, V inverse,
-                          V below, V own) {
+template <int K, class V, class S>
+PF_FN void axis_gradients(V* logits, const V* mass, const Spline<K, S>& s, const Mask<V>* reached, V knot, V extent,
+                          V unit, V inverse, V below, V own) {
     unit = unit * s.scale;
     const V common = (knot * below + extent * own) * inverse;
-    V number = splat<V>(0);
-    for (int k = 0; k < s.bins; ++k) {
-        const V direct = select(index > number, knot, select(index == number, extent, splat<V>(0)));
-        number += S(1);
-        V g = unit * mass[k] * (direct - common);
-        if (s.pull != 0) g = g * soft_clip_slope(soft_clip(logits[k] * s.scale, s.pull), s.pull);
-        logits[k] = g;
-    }
+    // Of a bin before the one that was found, of that, and of one after it.
+    const V before = unit * (knot - common), here = unit * (extent - common), after = -unit * common;
+    each<0, K>(s.bins(), [&](int k) PF_LAMBDA {
+        V g = k == 0 ? here : select(reached[k], here, after);
+        if (k + 1 < s.bins()) g = select(reached[k + 1], before, g);
+        g = g * mass[k];
+        logits[k] = s.pull != 0 ? g * logits[k] * logits[k] : g;
+    });
 }
 
 // Leaves the gradients of the parameters in `columns`, and returns that of `at`.
-template <class V, class S>
-PF_FN V differentiate(V at, V dout, V dlog, V* columns, const Spline<S>& s, V* x_mass, V* y_mass) {
+template <int K, class V, class S>
+PF_FN V differentiate(V at, V dout, V dlog, V* columns, const Spline<K, S>& s, V* x_mass, V* y_mass) {
+    Mask<V> reached[K > 0 ? K : kMostBins];
     const V inside = clamped(at, s.inverse ? s.y : s.x);
     const auto outside = (inside != at) & (at == at);
     V out = dout;
@@ -358,19 +494,21 @@ PF_FN V differentiate(V at, V dout, V dlog, V* columns, const Spline<S>& s, V* x
         out = select(outside, splat<V>(0), dout);
         dlog = select(outside, splat<V>(0), dlog);
     }
-    const Found<V> f = locate(inside, columns, s, x_mass, y_mass);
-    const V share = within_unit(f.offset / (s.inverse ? f.bin.height : f.bin.width));
-    const AtShare<V> a = spline_at(s.inverse ? spline_root(share, f.bin) : share, f.bin);
-    const BinGradients<V> g = spline_gradients(out, dlog, a, f.bin, s.inverse);
-    axis_gradients(columns, x_mass, s, f.index, g.x, g.width, f.x_unit, f.x_inverse, f.x_below, f.x_mass);
-    axis_gradients(columns + s.bins, y_mass, s, f.index, g.y, g.height, f.y_unit, f.y_inverse, f.y_below, f.y_mass);
+    const Found<V> f = locate(inside, columns, s, x_mass, y_mass, reached);
+    const BinGradients<V> g = spline_gradients(out, dlog, evaluate(f, s), f.bin, s.inverse);
+    axis_gradients(columns, x_mass, s, reached, g.x, g.width, f.x_unit, f.x_inverse, f.x_below, f.x_mass);
+    axis_gradients(columns + s.bins(), y_mass, s, reached, g.y, g.height, f.y_unit, f.y_inverse, f.y_below, f.y_mass);
     const V left = g.left * f.left_slope, right = g.right * f.right_slope, zero = splat<V>(0);
-    V number = splat<V>(s.tails() ? 0 : -1);
-    for (int k = 0; k < s.knots; ++k) {
-        const V by_right = select(f.index == number, right, zero);
-        number += S(1);
-        columns[2 * s.bins + k] = select(f.index == number, left, by_right);
-    }
+    // The knot to the right of bin k is the found bin's right one or its left one, or another's.
+    V* slopes = columns + 2 * s.bins();
+    const int skipped = s.tails() ? 1 : 0;
+    each<0, K == 0 ? 0 : K - 1>(s.knots(), [&](int j) PF_LAMBDA {
+        const int k = j - 1 + skipped;  // the knot is the right one of bin k, and the left one of the next
+        V g = k < 0 ? zero : k == 0 ? right : select(reached[k], right, zero);
+        if (k + 1 < s.bins()) g = k < 0 ? left : select(reached[k + 1], left, g);
+        if (k + 2 < s.bins()) g = select(reached[k + 2], zero, g);
+        slopes[j] = g;
+    });
     return select(outside, s.tails() ? dout : zero, g.at);
 }
 
@@ -386,28 +524,29 @@ PF_FN void write_some(T* p, Pack<T> v, int64_t count) {
         Storage<T>::write(p, v);
 }
 
-template <class T>
+template <int K, class T>
 void forward(Batch batch, const T* x, const Source<const T*>* sources, T* y, Scalar<Pack<T>>* logdet, bool elementwise,
-             const Spline<Scalar<Pack<T>>> s, int threads) {
+             const Spline<K, Scalar<Pack<T>>> s, int threads) {
     using V = Pack<T>;
     using S = Scalar<V>;
     constexpr int64_t kStep = lanes<T>();
+    constexpr int kBins = K > 0 ? K : kMostBins, kColumns = 3 * kBins + 1 + tile_columns<T>();
     const Pieces pieces(batch, kPiece);
-    const int columns[] = {s.bins, s.bins, s.knots};
-    const Tiles tiles(columns, kStep);
+    const int columns[] = {s.bins(), s.bins(), s.knots()};
     SampleSums<V> sums(batch, pieces, logdet);
+    about_to_write(y, batch.samples * batch.size * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         const int64_t start = piece.first * batch.size + piece.begin, count = (piece.last - piece.first) * piece.count;
-        V parameters[kMostColumns], x_mass[kMostBins], y_mass[kMostBins];
+        V parameters[kColumns], x_mass[kBins], y_mass[kBins];
         S logs[kPiece + kStep];
         for (int64_t i = 0; i < count; i += kStep) {
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
             prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
-            read_columns<T>(tiles, sources, element, here, parameters);
+            read_columns<T>(s, sources, element, here, parameters);
             const V at = read_some(x + element, here);
             V log;
-            const V value = evaluate(at, parameters, s, x_mass, y_mass, log);
+            const V value = transform(at, parameters, s, x_mass, y_mass, log);
             store(logs + i, log);
             write_some(y + element, value, here);
         }
@@ -419,20 +558,25 @@ void forward(Batch batch, const T* x, const Source<const T*>* sources, T* y, Sca
     if (!elementwise) sums.finish();
 }
 
-template <class T>
+template <int K, class T>
 void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T* x, const Source<const T*>* sources,
-              T* dx, const Source<T*>* gradients, bool elementwise, const Spline<Scalar<Pack<T>>> s, int threads) {
+              T* dx, const Source<T*>* gradients, bool elementwise, const Spline<K, Scalar<Pack<T>>> s, int threads) {
     using V = Pack<T>;
     using S = Scalar<V>;
     constexpr int64_t kStep = lanes<T>();
+    constexpr int kBins = K > 0 ? K : kMostBins, kColumns = 3 * kBins + 1 + tile_columns<T>();
     const Pieces pieces(batch, kPiece);
-    const int columns[] = {s.bins, s.bins, s.knots};
-    const Tiles tiles(columns, kStep);
+    const int columns[] = {s.bins(), s.bins(), s.knots()};
     const bool past_caches = streams(batch, columns, gradients);
+    const int64_t elements = batch.samples * batch.size;
+    about_to_write(dx, elements * static_cast<int64_t>(sizeof(T)));
+    for (int k = 0; k < 3; ++k)
+        about_to_write(gradients[k].data,
+                       ((elements - 1) * gradients[k].stride + columns[k]) * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         const int64_t start = piece.first * batch.size + piece.begin, count = (piece.last - piece.first) * piece.count;
-        V parameters[kMostColumns], x_mass[kMostBins], y_mass[kMostBins], buffer[kMostColumns];
+        V parameters[kColumns], x_mass[kBins], y_mass[kBins], buffer[kColumns];
         S dlogs[kPiece + kStep];
         if (elementwise)
             memcpy(dlogs, dlogdet + start, static_cast<std::size_t>(count) * sizeof(S));
@@ -442,22 +586,22 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
         for (int64_t i = 0; i < count; i += kStep) {
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
             prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
-            read_columns<T>(tiles, sources, element, here, parameters);
+            read_columns<T>(s, sources, element, here, parameters);
             const V at = read_some(x + element, here), dvalue = read_some(dy + element, here);
             const V result = differentiate(at, dvalue, load<V>(dlogs + i), parameters, s, x_mass, y_mass);
             if (past_caches && here == kStep && element % kStep == 0)
-                stream_columns<T>(tiles, columns, gradients, element, parameters, buffer);
+                stream_columns<T>(s, gradients, element, parameters, buffer);
             else
-                write_columns<T>(tiles, gradients, element, here, parameters);
+                write_columns<T>(s, gradients, element, here, parameters);
             write_some(dx + element, result, here);
         }
         if (past_caches) stream_done();
     });
 }
 
-template <class S>
-Spline<S> spline_of(int bins, int tails, double low, double range, double min_width, double min_height,
-                    double min_slope, double scale, double pull, double slope_pull, int exponent, int inverse) {
+template <int K, class S>
+Spline<K, S> spline_of(int bins, int tails, double low, double range, double min_width, double min_height,
+                       double min_slope, double scale, double pull, double slope_pull, int exponent, int inverse) {
     const auto axis = [&](double minimum) {
         return SplineAxis<S>{static_cast<S>(low), static_cast<S>(range), static_cast<S>(minimum),
                              static_cast<S>(1 - bins * minimum)};
@@ -469,7 +613,23 @@ Spline<S> spline_of(int bins, int tails, double low, double range, double min_wi
             {static_cast<S>(min_slope), static_cast<S>(slope_pull), exponent != 0},
             static_cast<S>(scale),
             static_cast<S>(pull),
-            inverse != 0};
+            inverse != 0,
+            nullptr};
+}
+
+// Calls f with a spline of a known number of bins, those that papers and libraries have by default, or of any number.
+template <class T, class F, class... A>
+void with_bins(F f, int bins, int tails, A... numbers) {
+    using S = Scalar<Pack<T>>;
+    if constexpr (std::is_same_v<T, float> && kLanes >= 8) {
+        if (tails && bins == 8) return f(spline_of<8, S>(bins, tails, numbers...));
+        if (tails && bins == 10) return f(spline_of<10, S>(bins, tails, numbers...));
+        if (tails && bins == 16) return f(spline_of<16, S>(bins, tails, numbers...));
+    }
+    auto s = spline_of<0, S>(bins, tails, numbers...);
+    const Tiles tiles(bins, s.knots(), tile_columns<T>());
+    s.tiles = &tiles;
+    f(s);
 }
 
 }  // namespace
@@ -490,11 +650,12 @@ static const char* rational_quadratic_spline(const void* x, const void* widths, 
         const Source<const T*> sources[] = {{static_cast<const T*>(widths), width_stride},
                                             {static_cast<const T*>(heights), height_stride},
                                             {static_cast<const T*>(slopes), slope_stride}};
-        forward<T>({samples, size}, static_cast<const T*>(x), sources, static_cast<T*>(y), static_cast<S*>(logdet),
-                   elementwise != 0,
-                   spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
-                                exponent, inverse),
-                   threads);
+        const auto run = [&](const auto& s) {
+            forward({samples, size}, static_cast<const T*>(x), sources, static_cast<T*>(y), static_cast<S*>(logdet),
+                    elementwise != 0, s, threads);
+        };
+        with_bins<T>(run, bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull, exponent,
+                     inverse);
         return nullptr;
     });
 }
@@ -516,11 +677,12 @@ static const char* rational_quadratic_spline_backward(
         const Source<T*> gradients[] = {{static_cast<T*>(dwidths), dwidth_stride},
                                         {static_cast<T*>(dheights), dheight_stride},
                                         {static_cast<T*>(dslopes), dslope_stride}};
-        backward<T>({samples, size}, static_cast<const T*>(dy), static_cast<const S*>(dlogdet),
-                    static_cast<const T*>(x), sources, static_cast<T*>(dx), gradients, elementwise != 0,
-                    spline_of<S>(bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull,
-                                 exponent, inverse),
-                    threads);
+        const auto run = [&](const auto& s) {
+            backward({samples, size}, static_cast<const T*>(dy), static_cast<const S*>(dlogdet),
+                     static_cast<const T*>(x), sources, static_cast<T*>(dx), gradients, elementwise != 0, s, threads);
+        };
+        with_bins<T>(run, bins, tails, low, range, min_width, min_height, min_slope, scale, pull, slope_pull, exponent,
+                     inverse);
         return nullptr;
     });
 }

@@ -85,7 +85,7 @@ __device__ int find(S at, const Logits<T>& logits, const SplineAxis<S>& axis, Pl
         if (next >= S(0)) {
             index = k;
             offset = next;
-            p.below = sum.sum;
+            p.below = sum.sum + sum.rest;
             p.own = before;
         }
     }
@@ -136,12 +136,14 @@ __device__ Found<S> locate(S at, const Logits<T>& widths, const Logits<T>& heigh
     f.bin.y = s.y.low + (s.y.range * s.y.minimum * index + f.y.unit * f.y.below);
     f.bin.width = s.x.range * s.x.minimum + f.x.unit * f.x.own;
     f.bin.height = s.y.range * s.y.minimum + f.y.unit * f.y.own;
+    f.bin.over_width = S(1) / f.bin.width;
+    f.bin.slope = f.bin.height * f.bin.over_width;
     const int left = s.tails() ? f.index - 1 : f.index, right = left + 1;
     f.bin.left = f.bin.right = 1;
     f.left_slope = f.right_slope = 0;
     if (left >= 0) f.bin.left = knot_slope(to_scalar(slopes[left]), s.slope, f.left_slope);
     if (right < s.knots) f.bin.right = knot_slope(to_scalar(slopes[right]), s.slope, f.right_slope);
-    const S share = within_unit(offset / (s.inverse ? f.bin.height : f.bin.width));
+    const S share = within_unit(s.inverse ? offset / f.bin.height : offset * f.bin.over_width);
     f.theta = s.inverse ? spline_root(share, f.bin) : share;
     return f;
 }
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<T>)
         const Logits<T> h(heights.data + k * heights.stride, s);
         const Found<S> f = locate(inside, w, h, slopes.data + k * slopes.stride, s);
         const AtShare<S> a = spline_at(f.theta, f.bin);
-        S value = s.inverse ? f.bin.x + f.theta * f.bin.width : f.bin.y + f.bin.height * (a.above / a.below);
+        S value = s.inverse ? f.bin.x + f.theta * f.bin.width : f.bin.y + f.bin.height * (a.above * a.over_below);
         S result = logarithm(a.jacobian);
         if (s.inverse) result = -result;
         if (s.tails() && inside != at && at == at) {

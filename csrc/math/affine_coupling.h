@@ -53,11 +53,11 @@ PF_FN V couple(V x, V shift, const ScaleAt<V>& s, bool first) {
     return first ? (x + shift) * s.factor : x * s.factor + shift;
 }
 
-// From the output: d loss / d x, and d loss / d raw.
+// From the output if the shift comes first, else from the input: d loss / d x, and d loss / d raw.
 template <class V>
-PF_FN void couple_backward(V dy, V dlog, V y, V shift, const ScaleAt<V>& s, bool first, V& dx, V& draw) {
+PF_FN void couple_backward(V dy, V dlog, V kept, const ScaleAt<V>& s, bool first, V& dx, V& draw) {
     dx = dy * s.factor;
-    draw = (dy * (first ? y : y - shift) + dlog) * s.slope;
+    draw = ((first ? dy : dx) * kept + dlog) * s.slope;
 }
 
 }  // namespace PF_NAMESPACE

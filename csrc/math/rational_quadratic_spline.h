@@ -17,7 +17,7 @@ struct SplineAxis {
     S low, range, minimum, free;  // of the bins, as shares of the range; free = 1 - K * minimum
 };
 
-// A sum with what its additions rounded away.
+// A number in two parts.
 template <class V>
 struct Exact {
     V sum, rest;
@@ -29,11 +29,13 @@ PF_FN Exact<V> exact_sum(V a, V b) {
     return {sum, (a - (sum - part)) + (b - part)};
 }
 
+// Of masses from 0 to 1: the multiples of 2^-17 in them (float64: 2^-46) have a sum without rounding up to 64, and what
+// is left of them is so small that its rounding does not count.
 template <class V>
-PF_FN void accumulate(Exact<V>& total, V x) {
-    const Exact<V> s = exact_sum(total.sum, x);
-    total.sum = s.sum;
-    total.rest = total.rest + s.rest;
+PF_FN void accumulate(Exact<V>& total, V mass) {
+    const V coarse = (mass + Scalar<V>(96)) - Scalar<V>(96);
+    total.sum = total.sum + coarse;
+    total.rest = total.rest + (mass - coarse);
 }
 
 // What finding a bin on an axis needs: `at` from the lower end on, and range * free over the total of the masses.
@@ -44,7 +46,8 @@ struct Search {
 };
 
 template <class V>
-PF_FN Search<V> search_axis(V at, const Exact<V>& total, const SplineAxis<Scalar<V>>& axis) {
+PF_FN Search<V> search_axis(V at, const Exact<V>& masses, const SplineAxis<Scalar<V>>& axis) {
+    const Exact<V> total = exact_sum(masses.sum, masses.rest);
     Search<V> s;
     s.from_low = exact_sum(at, splat<V>(-axis.low));
     s.inverse_total = Scalar<V>(1) / total.sum;
@@ -66,6 +69,7 @@ PF_FN V offset_from(const Search<V>& s, const Exact<V>& below, V k, const Spline
 template <class V>
 struct Bin {
     V x, width, y, height, left, right;  // lower corner, extent, derivatives at the two knots
+    V over_width, slope;                 // 1 / width, height / width
 };
 
 // The spline at the share `theta` of a bin: value within the bin as a share of its height, and what derivatives need.
@@ -73,7 +77,7 @@ template <class V>
 struct AtShare {
     V theta, rest, both;           // theta, 1 - theta, their product
     V slope, excess, below, above; // height / width, left + right - 2 slope, denominator, numerator of the value
-    V bend, jacobian;              // numerator of the derivative, the derivative
+    V over_below, bend, jacobian;  // 1 / denominator, numerator of the derivative, the derivative
 };
 
 template <class V>
@@ -83,12 +87,13 @@ PF_FN AtShare<V> spline_at(V theta, const Bin<V>& bin) {
     a.theta = theta;
     a.rest = S(1) - theta;
     a.both = theta * a.rest;
-    a.slope = bin.height / bin.width;
+    a.slope = bin.slope;
     a.excess = bin.left + bin.right - S(2) * a.slope;
     a.above = a.slope * theta * theta + bin.left * a.both;
     a.below = a.slope + a.excess * a.both;
     a.bend = bin.right * theta * theta + S(2) * a.slope * a.both + bin.left * a.rest * a.rest;
-    const V ratio = a.slope / a.below;
+    a.over_below = S(1) / a.below;
+    const V ratio = a.slope * a.over_below;
     a.jacobian = ratio * ratio * a.bend;
     return a;
 }
@@ -105,7 +110,7 @@ PF_FN V within_unit(V x) {
 template <class V>
 PF_FN V spline_root(V r, const Bin<V>& bin) {
     using S = Scalar<V>;
-    const V slope = bin.height / bin.width, rest = S(1) - r, reach = S(2) * slope * r;
+    const V slope = bin.slope, rest = S(1) - r, reach = S(2) * slope * r;
     const V b = rest * bin.left + r * (S(2) * slope - bin.right), middle = b - reach;
     const V root = square_root(middle * middle + S(2) * slope * rest * reach);
     const auto negative = b < S(0);
@@ -125,7 +130,7 @@ template <class V>
 PF_FN BinGradients<V> spline_gradients(V out, V log, const AtShare<V>& a, const Bin<V>& bin, bool inverse) {
     using S = Scalar<V>;
     const S one = 1, two = 2;
-    const V over_below = one / a.below, over_bend = one / a.bend, over_width = one / bin.width;
+    const V over_below = a.over_below, over_bend = one / a.bend, over_width = bin.over_width;
     const V turn = one - two * a.theta;
     const V value = a.above * over_below;
     // d log(dy/dx) by theta, by the slope and by the two derivatives.

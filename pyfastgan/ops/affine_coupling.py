@@ -11,8 +11,8 @@ network's), Glow (Kingma and Dhariwal 2018, sigmoid and shift first) and FrEIA's
 
 Differentiable any number of times, from the first order on by formulas in torch's operations; also with
 `torch.func` and in forward mode, which the reference serves. Deterministic. Kept for the backward pass:
-y, raw_scale, and the shift where it comes last. From a y of a half type the gradient of raw_scale has
-its rounding, as y would have as the input of a next layer.
+raw_scale, and y where the shift comes first, else x; so that no more is read than must be. From a y of a half
+type the gradient of raw_scale has its rounding, as y would have as the input of a next layer.
 
 The log-determinant is accumulated in float32 or better (float64 for float64) and returned in float32
 (float64). Under autocast raw_scale and shift are cast to x's dtype, so that a half-precision network
@@ -111,28 +111,28 @@ def _forward_reference(
 def _gradients(
     dy: Tensor,
     dlogdet: Tensor,
-    y: Tensor,
+    kept: Tensor,
     raw: Tensor,
-    shift: Tensor,
     scale: str,
     clamp: float,
     first: bool,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and raw_scale from the output, by formulas that autograd can follow."""
-    out_dtype = y.dtype
-    dy, y, raw, shift = (t.to(accumulation(out_dtype)) for t in (dy, y, raw, shift))
+    """The gradients of x and raw_scale, by formulas that autograd can follow. The inverse undoes the two steps in the
+    other order: `kept` is the output where the shift comes before the factor, else the input."""
+    out_dtype = kept.dtype
+    dy, kept, raw = (t.to(accumulation(out_dtype)) for t in (dy, kept, raw))
     sign = -1.0 if inverse else 1.0
-    factor = torch.exp(sign * _log_scale(raw, scale, clamp))
-    scaled = y if first != inverse else y - sign * shift  # what the factor made
-    by_log = dy * scaled + dlogdet.reshape(-1, *[1] * (y.dim() - 1))
+    dx = dy * torch.exp(sign * _log_scale(raw, scale, clamp))
+    by_log = (dy if first != inverse else dx) * kept
+    by_log = by_log + dlogdet.reshape(-1, *[1] * (kept.dim() - 1))
     draw = sign * by_log * _log_scale_slope(raw, scale, clamp)
-    return (dy * factor).to(out_dtype), draw.to(out_dtype)
+    return dx.to(out_dtype), draw.to(out_dtype)
 
 
-def _backward_reference(dy: Tensor, dlogdet: Tensor, y: Tensor, *rest: Any) -> Any:
-    dx, draw = _gradients(dy, dlogdet, y, *rest)
-    like = dense(y)
+def _backward_reference(dy: Tensor, dlogdet: Tensor, kept: Tensor, *rest: Any) -> Any:
+    dx, draw = _gradients(dy, dlogdet, kept, *rest)
+    like = dense(kept)
     return dense_like(dx, like), dense_like(draw, like)
 
 
@@ -140,8 +140,8 @@ def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
-def _backward_fake(dy: Tensor, dlogdet: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_dense(y), empty_dense(y)
+def _backward_fake(dy: Tensor, dlogdet: Tensor, kept: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_dense(kept), empty_dense(kept)
 
 
 def _address_and_stride(x: Tensor) -> tuple[int, int]:
@@ -183,23 +183,21 @@ def _forward_cpu(
 def _backward_cpu(
     dy: Tensor,
     dlogdet: Tensor,
-    y: Tensor,
+    kept: Tensor,
     raw: Tensor,
-    shift: Tensor,
     scale: str,
     clamp: float,
     first: bool,
     inverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx, draw = _backward_fake(dy, dlogdet, y)
-    dy, y, raw, shift = in_rows(dx, dy, y, raw, shift)
+    dx, draw = _backward_fake(dy, dlogdet, kept)
+    dy, kept, raw = in_rows(dx, dy, kept, raw)
     dlogdet = dlogdet.contiguous()
     _backends.native("_cpu").affine_coupling_backward(
         *_address_and_stride(dy),
         dlogdet.data_ptr(),
-        *_address_and_stride(y),
+        *_address_and_stride(kept),
         *_address_and_stride(raw),
-        *_address_and_stride(shift),
         dx.data_ptr(),
         draw.data_ptr(),
         *_tail(dx, scale, clamp, first, inverse),
@@ -218,7 +216,7 @@ _forward = Kernel(
 )
 # The gradient of the shift is dy, dx, or the negative of one of them: no kernel has to write it.
 _backward = Kernel(
-    f"affine_coupling_backward(Tensor dy, Tensor dlogdet, Tensor y, Tensor raw_scale, Tensor shift, {_SETTINGS}) "
+    f"affine_coupling_backward(Tensor dy, Tensor dlogdet, Tensor kept, Tensor raw_scale, {_SETTINGS}) "
     "-> (Tensor dx, Tensor draw_scale)",
     reference=_backward_reference,
     fake=_backward_fake,
@@ -236,17 +234,16 @@ class _AffineCoupling(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, raw, shift, *ctx.settings = inputs
+        x, raw, _, *ctx.settings = inputs
         _, _, first, inverse = ctx.settings
-        # With the shift first, its place is filled by what is kept anyway.
-        ctx.save_for_backward(output[0], raw, raw if first != inverse else shift)
+        ctx.save_for_backward(output[0] if first != inverse else x, raw)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
-        y, raw, shift = ctx.saved_tensors
+        kept, raw = ctx.saved_tensors
         _, _, first, inverse = ctx.settings
-        call = _gradients if needs_grad(dy, dlogdet, y, raw, shift) else _backward
-        dx, draw = call(dy, dlogdet, y, raw, shift, *ctx.settings)
+        call = _gradients if needs_grad(dy, dlogdet, kept, raw) else _backward
+        dx, draw = call(dy, dlogdet, kept, raw, *ctx.settings)
         dshift = dx if first != inverse else dy
         return dx, draw, -dshift if inverse else dshift, None, None, None, None
 
@@ -381,7 +378,7 @@ def _row(shape: tuple[int, ...], scale: str, first: bool, order: int) -> Row:
             "eager": lambda: run(eager),
         }
 
-    moves = 4 + order * (5 if first else 6)
+    moves = 4 + order * 5
     return Row(
         f"affine_coupling {scale} {'fwd+bwd' if order else 'fwd'}",
         ",".join(map(str, shape)),

@@ -421,8 +421,10 @@ def _backward_fake(
 
 def _rows_of(t: Tensor) -> tuple[Tensor, int]:
     """t and how far apart its rows lie, or those of a copy if they are not evenly spaced."""
+    if t.is_contiguous():
+        return t, t.size(-1)
     if t.size(-1) > 1 and t.stride(-1) != 1:
-        t = t.contiguous()
+        return t.contiguous(), t.size(-1)
     step, expected = None, 0
     for k in range(t.dim() - 2, -1, -1):
         if t.size(k) == 1:

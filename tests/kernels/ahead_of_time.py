@@ -115,7 +115,7 @@ def run_rows(dtype):
         ("softclamp", True, True),
     ):
         affine_coupling.affine_coupling(x, x, x, scale, 2.0, first, inverse)
-        affine_coupling.affine_coupling_backward(x, wide, x, x, x, scale, 2.0, first, inverse)
+        affine_coupling.affine_coupling_backward(x, wide, x, x, scale, 2.0, first, inverse)
 
 
 def run_nearest_code(dtype):

@@ -11,13 +11,13 @@ from nflows.transforms import splines as nflows_splines
 from normflows.utils import splines as normflows_splines
 
 import pyfastgan as pf
-from pyfastgan.ops._registry import ops
+from pyfastgan.ops._registry import Sample, T, ops
 from pyfastgan.ops.rational_quadratic_spline import (
     _backward_reference,
     _settings,
     rational_quadratic_spline_reference,
 )
-from pyfastgan.testing import backends
+from pyfastgan.testing import backends, check_not_finite, check_values
 
 BACKENDS = backends(ops()["rational_quadratic_spline"])
 spline = pf.ops.rational_quadratic_spline
@@ -319,7 +319,7 @@ def test_outside_the_tails_inputs_come_back_bit_for_bit():
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="about the compiled kernel's rounding")
 def test_narrow_bins_keep_their_digits():
     """A float32 gradient through bins near the least width, against float64. Rounded knots would be divided by such a
-    width: nflows' own error here is several times as large."""
+    width: nflows' own error here is larger."""
     w, h, d = logits(20_000, 10, scale=1.5)
     x = 3 * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(3)).clamp(-0.99, 0.99)
     for inverse in (False, True):
@@ -335,12 +335,34 @@ def test_narrow_bins_keep_their_digits():
         exact = derivatives(ours, x, (w, h, d), torch.float64)
         share = 1e-3 + 0.99 * torch.softmax((h if inverse else w).double(), -1)
         knots = close_to_a_knot(x, share, 3.0)
-        worst = []
+        means = []  # the worst is that of a single narrow bin, and chance
         for function in (ours, theirs):
             single = derivatives(function, x, (w, h, d), torch.float32)
             error = ((single[2].double() - exact[2]).abs() / exact[2].abs().clamp(min=1))[~knots]
-            worst.append(error.max().item())
-        assert worst[0] < worst[1]
+            means.append(error.mean().item())
+        assert means[0] < 0.7 * means[1]  # 0.2 to 0.3 with fused products, 0.45 to 0.6 without
+
+
+@pytest.mark.parametrize("parameterisation", ["nflows", "zuko"])
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("bins", [8, 10, 16])  # those that the compiled kernel knows beforehand
+def test_known_numbers_of_bins(bins, inverse, parameterisation):
+    sizes = (bins, bins, bins - 1)
+    sample = Sample(
+        f"{bins} bins",
+        (T((7, 9), scale=1.5), *(T((7, 9, n), scale=2.0) for n in sizes)),
+        {
+            "tail_bound": 2.0,
+            "inverse": inverse,
+            "parameterisation": parameterisation,
+            "logit_scale": 0.6,
+        },
+    )
+    op = ops()["rational_quadratic_spline"]
+    for backend in BACKENDS:
+        with pf.use_backend(backend):
+            check_values(op, sample, torch.float32)
+            check_not_finite(op, sample)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -411,10 +433,10 @@ def test_rounding_past_the_domain_is_clamped():
     assert y[2].isnan().all()
 
 
+@pytest.mark.parametrize(("count", "bins"), [(76_800, 4), (37_120, 8)])  # 12.9 and 13.0 MiB
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_too_large_for_the_caches(backend):
+def test_gradients_too_large_for_the_caches(backend, count, bins):
     """They are written past them, the same bits as in parts that are not."""
-    count, bins = 76_800, 4  # 4 elements each, 11 numbers: 12.9 MiB in float32
     g = torch.Generator().manual_seed(0)
     x, dy = torch.randn(2, count, 4, generator=g)
     sizes = (bins, bins, bins - 1)
