@@ -42,7 +42,9 @@ class _Fast:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         mixin = Owner if isinstance(self, Owner) else First
-        return _made, (mixin, self._plain), self.__getstate__()
+        # Every object has it since Python 3.11.
+        state = getattr(self, "__getstate__", lambda: vars(self).copy())
+        return _made, (mixin, self._plain), state()
 
 
 def _made(mixin: type, plain: type) -> Any:
@@ -119,7 +121,7 @@ def _calls(module: nn.Module) -> fx.Graph:
         registered = name in ("_modules", "_parameters", "_buffers")
         vars(shell)[name] = dict(value) if registered else copy.deepcopy(value, known)
     arguments = inspect.signature(module.forward).parameters.values()
-    usual = {
+    usual: dict[str, Any] = {
         p.name: p.default for p in arguments if isinstance(p.default, bool | int | float | str)
     }
     usual |= {p.name: None for p in arguments if p.default is None}

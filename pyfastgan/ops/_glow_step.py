@@ -177,7 +177,7 @@ class _GlowSteps(torch.autograd.Function):
         logs = []
         place = 0
         for network, count in zip(networks, counts, strict=True):
-            x, log = _step(x, *tensors[place : place + 2], network, condition, settings)
+            x, log = _step(x, tensors[place], tensors[place + 1], network, condition, settings)
             logs.append(log)
             place += 2 + count
         ctx.save_for_backward(x, condition, *tensors)
@@ -282,7 +282,7 @@ def glow_steps(
     logs = []
     place = 0
     for network, count in zip(networks, counts, strict=True):
-        x, log = _step(x, *tensors[place : place + 2], network, condition, settings)
+        x, log = _step(x, tensors[place], tensors[place + 1], network, condition, settings)
         logs.append(log)
         place += 2 + count
     return x, torch.stack(logs).sum(0) + of_maps

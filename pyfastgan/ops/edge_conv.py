@@ -121,8 +121,9 @@ def _windows(
     kernel: Sequence[int],
     stride: int,
     padding: int,
-) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
-    """Each element (i, j) of the kernel, the pixels that it meets and the features it joins them to."""
+) -> Iterator[tuple[tuple[int, int], tuple[Any, ...], tuple[Any, ...]]]:
+    """Each element (i, j) of the kernel, the pixels that it meets and the features it joins them to, as
+    indices."""
 
     def along(size: int, count: int, i: int) -> tuple[slice, slice]:
         first = max(0, -((i - padding) // stride))
@@ -134,7 +135,7 @@ def _windows(
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             rows, columns = along(image[0], feature[0], i), along(image[1], feature[1], j)
-            yield (i, j), (rows[0], columns[0]), (rows[1], columns[1])
+            yield (i, j), (..., rows[0], columns[0]), (..., rows[1], columns[1])
 
 
 def _conv_reference(
@@ -151,7 +152,7 @@ def _conv_reference(
     windows = _windows(x.shape[2:], y.shape[2:], w.shape[2:], stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
-            y[(..., *places)] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1][(..., *pixels)]
+            y[places] += w[:, c, i, j].view(-1, 1, 1) * x[:, c : c + 1][pixels]
     if bias is not None:
         y += bias.view(-1, 1, 1)
     if slope != 1.0:
@@ -192,7 +193,7 @@ def _transpose_reference(
     windows = _windows((height, width), f.shape[2:], w.shape[2:], stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for k in range(f.size(1)):
-            y[(..., *pixels)] += w[k, :, i, j].view(-1, 1, 1) * f[:, k : k + 1][(..., *places)]
+            y[pixels] += w[k, :, i, j].view(-1, 1, 1) * f[:, k : k + 1][places]
     return y.to(feature.dtype)
 
 
@@ -218,9 +219,7 @@ def _weight_reference(
     windows = _windows(x.shape[2:], f.shape[2:], (kh, kw), stride, padding)  # type: ignore[arg-type]
     for (i, j), pixels, places in windows:
         for c in range(x.size(1)):
-            gradient[:, c, i, j] = (f[(..., *places)] * x[:, c : c + 1][(..., *pixels)]).sum(
-                (0, 2, 3)
-            )
+            gradient[:, c, i, j] = (f[places] * x[:, c : c + 1][pixels]).sum((0, 2, 3))
     if want_bias:
         bias = f.sum((0, 2, 3))
     return gradient.to(image.dtype), bias.to(image.dtype)
