@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as stop:
-        print(f"\npyfastgan: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\npyfastgan: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader has seen enough (`pyfastgan list | head`); nothing is left to flush at exit.

@@ -310,3 +310,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 1
+
+
+def test_an_interruption_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (command, ""))
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "\npyfastgan: interrupted\n"

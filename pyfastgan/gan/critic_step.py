@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyfastgan._layout import dense_like
 from pyfastgan.gan.critic_plan import Plan, Unsupported
 from pyfastgan.gan.objectives import discriminator_loss, get_objective, sample_scores
 from pyfastgan.gan.passes import Batch, Gradients, Setting, autocast_dtype, explicit
@@ -227,7 +228,8 @@ def add_gradients(gradients: Gradients, losses: Tensor, skip_nonfinite: bool) ->
     for p, g in gradients:
         g = g.to(p.dtype)
         if p.grad is None:
-            p.grad = g
+            # As the parameter lies in memory: torch's fused Adam goes through both in order.
+            p.grad = dense_like(g, p)
         else:
             p.grad.add_(g)
     return finite

@@ -131,7 +131,8 @@ def _step_backward(
     raw, shift = _raw_and_shift(out.detach(), y)
     of = (settings["scale"], float(settings["clamp"]), bool(settings["shift_first"]), False)
     z2, _ = affine_coupling(y2, raw, shift, inverse=True, **settings)
-    dz2, draw = coupling_backward(dy2, dlogdet, y2, raw, shift, *of)
+    kept = y2 if settings["shift_first"] else z2
+    dz2, draw = coupling_backward(dy2, dlogdet, kept, raw, *of)
     dout = torch.cat((draw, dz2 if settings["shift_first"] else dy2), 1).to(out.dtype)
     leaves = [z1, *parameters]
     if given is not None and given.requires_grad:

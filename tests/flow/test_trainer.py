@@ -56,6 +56,7 @@ def system(**changes) -> FlowSystem:
 def test_a_step_descends_the_bound_written_out() -> None:
     flow, hand = system(clip_norm=0.05, warmup_steps=4), system()
     model = hand.networks["model"]
+    flow.prepare(3)
     losses = flow.training_step(FABRIC, (digits(),), 3)
     seed = derive_seed(0, 3, 3)
     whole = (digits() + 1) * 8

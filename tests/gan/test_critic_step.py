@@ -232,6 +232,20 @@ def test_edges_are_served_by_their_kernels() -> None:
     assert [name for name in called if "convolution" in name] == ["aten::convolution_backward"] * 4
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_lie_as_their_parameters(last: bool) -> None:
+    """A fused optimizer goes through both in the order of memory."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    critic = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 4, 4, 2, 1), nn.Conv2d(4, 1, 2)
+    ).to(memory_format=layout)  # fmt: skip
+    real, fake = torch.randn(2, 4, 3, 8, 8)
+    assert critic_step(critic, real, fake, loss="wgan", penalty="r1", weight=1.0).plan == "fused"
+    for p in critic.parameters():
+        assert p.grad is not None
+        assert p.grad.stride() == p.stride()
+
+
 def test_r1_of_a_linear_critic() -> None:
     """w / 2 |a|^2 for D(x) = a.x, with the gradient w a."""
     critic = nn.Linear(6, 1, bias=False).double()
