@@ -126,7 +126,9 @@ def test_compiling_ahead_of_time(tmp_path):
         # three blocks at least; of Triton 3.6, which gives one of them 225 registers, two.
         products = ("nearest_code:", "mmd:", "edge_conv:weight")
         norms = 232 if version("triton").startswith("3.6.") else 168
-        most = 255 if k["kernel"].startswith(products) else norms if module == "norm_passes" else 128
+        most = (
+            255 if k["kernel"].startswith(products) else norms if module == "norm_passes" else 128
+        )
         assert k["REG"] <= most, k
         # Of a norm's tile of float64 a thread has one number.
         alone = module == "norm_passes" and "float64" in k["label"]
