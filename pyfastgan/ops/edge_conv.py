@@ -510,6 +510,8 @@ def _check(x: Tensor, weight: Tensor, channels_axis: int, stride: int, padding: 
             f"weight must have {x.size(1)} in dimension {channels_axis}, the channels of x "
             f"{tuple(x.shape)}, got shape {tuple(weight.shape)}"
         )
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x must have channels, rows and columns, got shape {tuple(x.shape)}")
     if weight.device != x.device:
         raise ValueError(f"weight must be on {x.device} like x, got {weight.device}")
     if weight.dtype != x.dtype:
@@ -633,8 +635,6 @@ def edge_conv_transpose(
     _check_count("output_padding", output_padding, 0)
     if output_padding >= stride:
         raise ValueError(f"output_padding must be less than stride {stride}, got {output_padding}")
-    if 0 in x.shape[1:]:
-        raise ValueError(f"x must have channels, rows and columns, got shape {tuple(x.shape)}")
     height, width = (
         (x.size(axis) - 1) * stride - 2 * padding + weight.size(axis) + output_padding
         for axis in (2, 3)
@@ -752,6 +752,13 @@ def _bad_calls(transposed: bool) -> tuple[BadCall, ...]:
         ),
         BadCall("unknown activation", (x, w), {"act": "rely"}, ValueError, "did you mean 'relu'"),
         BadCall("negative slope", (x, w), {"slope": -1.0}, ValueError, "slope must be finite"),
+        BadCall(
+            "no rows",
+            (x[:, :, :0], w),
+            {"padding": 3},
+            ValueError,
+            "x must have channels, rows and columns",
+        ),
         BadCall("a small image", (x[:, :, :3], w), {}, ValueError, "is smaller than the kernel"),
     )
 
