@@ -127,7 +127,7 @@ class Bench:
         """
         contestants = row.make()
         compiling, left_out = self._compiling(), {}
-        if not (compile_eager and self.compile_eager):
+        if not (compile_eager and self.compile_eager and "eager" in contestants):
             contestants.pop("compile", None)
         elif compiling < 1:
             contestants.pop("compile", None)
