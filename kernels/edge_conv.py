@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._layout import dense, dense_like
+from .._layout import dense, gated_alike
 from .bias_act import FLOAT64_SHARE, PROGRAMS, WIDE_FROM, float64_bits
 from .elementary import float_from_bits, to_storage
 
@@ -194,13 +194,6 @@ def edge_conv(
     return feature
 
 
-def _like_gate(feature: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if gate is None:
-        return dense(feature), None
-    gate = dense(gate)
-    return dense_like(feature, gate), gate
-
-
 def edge_conv_transpose(
     feature: Tensor,
     weight: Tensor,
@@ -212,7 +205,7 @@ def edge_conv_transpose(
     slope: float = 1.0,
 ) -> Tensor:
     """The image (N, C, height, width) of gated features, contiguous."""
-    (feature, gate), weight = _like_gate(feature, gate), weight.contiguous()
+    (feature, gate), weight = gated_alike(feature, gate), weight.contiguous()
     _, channels, kh, kw = weight.shape
     image = feature.new_empty((feature.size(0), channels, height, width))
     if image.numel() == 0:
@@ -239,7 +232,7 @@ def edge_conv_weight(
     want_bias: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the weight and, empty unless it is wanted, of the bias."""
-    image, (feature, gate) = dense(image), _like_gate(feature, gate)
+    image, (feature, gate) = dense(image), gated_alike(feature, gate)
     features, channels = feature.size(1), image.size(1)
     dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
     (k, e, n), size = WEIGHT, channels * kh * kw

@@ -35,6 +35,14 @@ def dense_like(x: Tensor, like: Tensor) -> Tensor:
     return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
+def gated_alike(feature: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features and what opens them, if anything does, as they lie alike in memory."""
+    if gate is None:
+        return dense(feature), None
+    gate = dense(gate)
+    return dense_like(feature, gate), gate
+
+
 def outer_channels_inner(x: Tensor) -> tuple[int, int, int]:
     """A dense (N, C, ...) tensor as memory sees it; channels-last and (N, C) tensors have inner =
     1."""

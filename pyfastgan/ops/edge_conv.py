@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._layout import gated_alike
 from .._names import check_choice
 from . import _backends
 from ._common import (
@@ -44,7 +45,6 @@ from ._common import (
     apply,
     check_float,
     dense,
-    dense_like,
     forward_mode,
     is_channels_last,
     needs_grad,
@@ -289,14 +289,6 @@ def _conv_cpu(
     return feature
 
 
-def _like_gate(feature: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The two as they lie alike in memory."""
-    if gate is None:
-        return dense(feature), None
-    gate = dense(gate)
-    return dense_like(feature, gate), gate
-
-
 def _transpose_cpu(
     feature: Tensor,
     weight: Tensor,
@@ -310,7 +302,7 @@ def _transpose_cpu(
     if not _finite(weight):
         arguments = (feature, weight, stride, padding, height, width, gate, slope)
         return _transpose_reference(*arguments)
-    (feature, gate), weight = _like_gate(feature, gate), weight.contiguous()
+    (feature, gate), weight = gated_alike(feature, gate), weight.contiguous()
     image = _transpose_fake(feature, weight, stride, padding, height, width)
     tensors = (feature, gate, weight, image)
     kernel = weight.shape[2:]
@@ -329,7 +321,7 @@ def _weight_cpu(
     slope: float = 1.0,
     want_bias: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    image, (feature, gate) = dense(image), _like_gate(feature, gate)
+    image, (feature, gate) = dense(image), gated_alike(feature, gate)
     gradient, bias = _weight_fake(image, feature, stride, padding, kh, kw, None, slope, want_bias)
     tensors = (image, feature, gate, gradient, bias if want_bias else None)
     _launch("edge_conv_weight", tensors, slope, image, feature, (kh, kw), stride, padding)
