@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from pyfastgan import bench
+from pyfastgan.bench import machine, measure
+from pyfastgan.bench.turns import take_turns
 from pyfastgan.ops._registry import Row, ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +22,9 @@ QUIET = {"busy": 0.0, "spread": 0.0, "fastest": 1e-9}
 @pytest.fixture
 def quick(monkeypatch):
     """A bench on a machine that says it is quiet, with rows of a few milliseconds."""
-    monkeypatch.setattr(bench, "_busy", lambda: 0.0)
-    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
-    monkeypatch.setattr(bench, "_spread", lambda times, fastest: 0.0)
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.0)
+    monkeypatch.setattr(measure, "_QUICK", measure.Pace(0.02, 1e-4, 1.0, 0.1))
+    monkeypatch.setattr(machine, "spread", lambda times, fastest: 0.0)
     return lambda **options: bench.Bench(quick=True, compile_eager=False, **options)
 
 
@@ -85,10 +87,10 @@ def test_what_cannot_be_compiled_says_so_and_others_may_not_fail(quick):
 
 def test_slow_contestants_have_fewer_turns():
     calls = {"fast": lambda: spin(1e-3), "slow": lambda: spin(0.05)}
-    times = bench._take_turns(calls, 0.1, 1e-3)
+    times = take_turns(calls, 0.1, 1e-3)
     assert len(times["slow"]) == 2
     assert len(times["fast"]) == 5
-    even = bench._take_turns({"a": lambda: spin(1e-3), "b": lambda: spin(2e-3)}, 0.1, 1e-3)
+    even = take_turns({"a": lambda: spin(1e-3), "b": lambda: spin(2e-3)}, 0.1, 1e-3)
     assert len(even["a"]) == len(even["b"]) > 5
 
 
@@ -129,7 +131,7 @@ def test_an_op_with_wrong_values_gets_no_speed_up(quick):
 
 
 def test_a_noisy_machine_gets_no_report(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "noise", lambda: {**QUIET, "busy": 0.5})
+    monkeypatch.setattr(machine, "noise", lambda: {**QUIET, "busy": 0.5})
     file = tmp_path / "rows.json"
     assert bench.main(["--only", "random_normal", "--json", str(file)]) == 1
     shown = capsys.readouterr()
@@ -152,13 +154,13 @@ def test_noise_during_a_row_withholds_its_ratios(quick, monkeypatch):
 
 
 def test_other_work_is_seen_as_noise():
-    assert bench._spread([1.0] * 8 + [3.0] * 2, 1.0) == pytest.approx(2.0)
-    assert bench._spread([2.0] * 10, 1.0) == pytest.approx(1.0)  # slow all along
-    assert bench._spread([1.0] * 95 + [3.0] * 5, 1.0) == 0  # a few interruptions are not
+    assert machine.spread([1.0] * 8 + [3.0] * 2, 1.0) == pytest.approx(2.0)
+    assert machine.spread([2.0] * 10, 1.0) == pytest.approx(1.0)  # slow all along
+    assert machine.spread([1.0] * 95 + [3.0] * 5, 1.0) == 0  # a few interruptions are not
 
 
 def test_the_command_measures_the_rows_asked_for_and_writes_them(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
+    monkeypatch.setattr(measure, "_QUICK", measure.Pace(0.02, 1e-4, 1.0, 0.1))
     file, threads = tmp_path / "rows.json", torch.get_num_threads()
     words = ["--quick", "--force", "--no-compile", "--threads", "1", "--only", "normal, 200"]
     assert bench.main([*words, "--json", str(file)]) == 0
