@@ -228,8 +228,13 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     }
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(results))
+    front = tmp_path / "README.md"
+    front.write_text("before\n<!-- speed: benchmarks/report.py -->old<!-- end of speed -->\nafter")
+    tmp_path /= "docs"
     command = [sys.executable, "benchmarks/report.py", str(file), "--docs", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert front.read_text().startswith("before\n<!-- speed: benchmarks/report.py -->\n| row |")
+    assert front.read_text().endswith("--:|\n<!-- end of speed -->\nafter")
     page = (tmp_path / "benchmarks.md").read_text()
     lost, rest = page.split("## Where we lose")[1].split("## Rows")
     assert "| loser | 8 | 1 | 1.00 ms | 500 us | 100 us | 0.50 | 10.0 |" in lost
@@ -247,6 +252,28 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     for name in ("speedup", "size", "limit", "first-call", "steps", "memory"):
         assert f"images/benchmarks-{name}.svg" in page
         assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
+
+
+def test_the_table_of_readme_and_the_page_are_made_of_the_results():
+    """`python benchmarks/report.py` writes both."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import readme
+
+    results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    lines = readme.table(results["rows"]).splitlines()
+    assert len(lines) == 2 + len(readme.ROWS), "a row of README is not in the results"
+    assert (
+        f"{readme.BEGIN}\n" + "\n".join(lines) + f"\n{readme.END}"
+        in (ROOT / "README.md").read_text()
+    )
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    for row in results["rows"]:
+        cells = f"| {row['name']} | {row['shape']} | "
+        if "memory" not in row:
+            cells += f"{row['threads']} | {bench.duration(row['contestants']['ours']['seconds'])} |"
+        assert cells in page
+    for row in [*results["rows"][:1], {"name": "gone", "ratios": {}}]:
+        assert readme.table([{**row, "shape": "else"}]).count("\n") == 1
 
 
 def test_the_suites_measure_and_write_what_the_page_is_made_of_and_go_on(tmp_path):
