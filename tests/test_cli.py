@@ -164,6 +164,7 @@ def test_mistakes_in_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
         (["train"], "train needs the name of a preset (known: line, lime)"),
         (["train", "lin"], "unknown preset 'lin'; did you mean 'line'? (known: line, lime)"),
         (["train", "line", "--stps", "3"], "unknown option '--stps'; did you mean '--steps'?"),
+        (["train", "line", "--device", "cuda"], "did you mean '--accelerator'?"),
         (["train", "line", "--batch-size=3"], "did you mean '--batch_size'?"),
         (["train", "line", "--steps", "many"], "steps: Expected a int, got many"),
         (["train", "line", "--steps", "0"], "steps must be at least 1, got 0"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pyfastgan._names import nearest
 from pyfastgan.cli.parser import Parser
 from pyfastgan.cli.runs import all_presets, decoding, unknown
 
@@ -29,7 +30,7 @@ def train(words: list[str]) -> int:
         raise ValueError(unknown("preset", name, presets))
     family, preset = presets[name]
     parser = _train_parser(name, preset)
-    _check_options(words, preset)
+    _check_options(name, words, preset)
     first = parser.parse_args(words)
     out = Path(first.out)
     files = [first.config] if first.config is not None else []
@@ -92,13 +93,18 @@ def _train_parser(name: str, preset: TrainConfig) -> Any:
     return parser
 
 
-def _check_options(words: list[str], preset: TrainConfig) -> None:
+def _check_options(name: str, words: list[str], preset: TrainConfig) -> None:
     """Name the nearest option for one that does not exist (argparse only says that it does not)."""
     known = [*_RUN_OPTIONS, *(field.name for field in dataclasses.fields(preset))]
     for word in words:
         option = word[2:].split("=")[0]
         if word.startswith("--") and option not in known:
-            raise ValueError(unknown("option", f"--{option}", [f"--{key}" for key in known]))
+            # What others call it.
+            meant = "accelerator" if option in ("device", "gpu", "cuda") else option
+            near = nearest(f"--{meant}", [f"--{key}" for key in known])
+            raise ValueError(
+                f"unknown option '--{option}'{near} (`pyfastgan train {name} --help` lists them)"
+            )
 
 
 def _check_name(out: Path, name: str) -> None:
