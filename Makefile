@@ -1,6 +1,6 @@
 # make demo   set everything up and train a GAN on real digits to a picture
 # make test   set everything up and pass the tests
-# The rest: test-pure, sanitize, bench, lint, format, docs, proofs, gpu-check, clean.
+# The rest: test-pure, sanitize, portable, bench, lint, format, docs, proofs, gpu-check, clean.
 
 # The first of these that is new enough.
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(shell $(p) -c \
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
 
-.PHONY: demo test test-pure sanitize bench lint format docs proofs gpu-check clean
+.PHONY: demo test test-pure sanitize portable bench lint format docs proofs gpu-check clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,19 @@ sanitize: $(VENV)/dev.stamp
 		PYTHONPATH=$(CURDIR)/build/sanitized $(CURDIR)/$(BIN)/python -m pytest -c $(CURDIR)/pyproject.toml \
 		$(CURDIR)/tests/ops -k "values or same_bits or layouts or instruction_set or refuse or parts or any_shape"
 
+# The CPU kernels as a machine without AVX2 and OpenMP has them, by any compiler: make portable CXX=clang++
+portable: $(VENV)/dev.stamp
+	rm -rf build/portable
+	PYFASTGAN_BUILD=none $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/portable .
+	cmake -S . -B build/portable/cmake -G Ninja -DPYFASTGAN_CUDA=off \
+		-DPYFASTGAN_INSTRUCTION_SETS=portable -DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON \
+		-DPYFASTGAN_VERSION="$$($(BIN)/python -c 'import pyfastgan; print(pyfastgan.__version__)')" \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+		-DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/portable/pyfastgan
+	cmake --build build/portable/cmake --target install
+	cd build/portable && PYTHONPATH=$(CURDIR)/build/portable $(CURDIR)/$(BIN)/python -m pytest -n 2 --dist worksteal \
+		-c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops/test_contract.py -k "values or same_bits or layouts"
+
 # In at most 25 minutes, or as BENCH says: make bench BENCH="--quick --seconds 900 --resume"
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/report.py --run $(BENCH)
@@ -65,7 +78,7 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/python -m mkdocs build --quiet --strict
 
 # What takes too long for `make test`.
-proofs: sanitize
+proofs: sanitize portable
 	PYFASTGAN_FUZZ_CALLS=100000 PYFASTGAN_KILLS=50 $(BIN)/python -m pytest --timeout 7200 \
 		tests/ops/test_fuzz.py tests/training/test_kill.py
 	$(BIN)/python -m pytest -s --timeout 1800 proofs

@@ -142,17 +142,17 @@ def launches(device: str, out: Path) -> None:
             with torch.cuda.stream(stream):
                 again = testing.run(op.function, op, sample, torch.float32, device)
             stream.synchronize()
-            testing._assert_same(expected, again, f"{op.name} on another stream")
-            plain = testing._tensors(op.function(*args, **kwargs))
+            testing.assert_same(expected, again, f"{op.name} on another stream")
+            plain = testing.tensors_of(op.function(*args, **kwargs))
             torch.cuda.set_sync_debug_mode("error")
             op.function(*args, **kwargs)
             torch.cuda.set_sync_debug_mode("default")
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                held = testing._tensors(op.function(*args, **kwargs))
+                held = testing.tensors_of(op.function(*args, **kwargs))
             graph.replay()
             torch.cuda.synchronize()
-            testing._assert_same(list(plain), list(held), f"{op.name} from a CUDA graph")
+            testing.assert_same(list(plain), list(held), f"{op.name} from a CUDA graph")
         done.append(op.name)
         update(out, "launches", {"ops": done})
 

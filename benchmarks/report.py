@@ -1,4 +1,4 @@
-"""Draws docs/benchmarks.md and its plots from the results of the suites in this folder.
+"""Draws docs/benchmarks.md and its plots, and the speed table of README, from the results of the suites in this folder.
 
     python benchmarks/report.py [FILE] [--docs FOLDER] [--gpu FILE]
                                 [--run [--quick] [--force] [--seconds N] [--resume] [--only WORDS]]
@@ -20,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import readme  # beside this file
 
 from pyfastgan.bench import duration, failures
 
@@ -68,6 +69,9 @@ def main():
         draw_memory(memory, images / "benchmarks-memory.svg")
     if sweeps:
         draw_sweeps(sweeps, images / "benchmarks-size.svg")
+    front = options.docs.parent / "README.md"
+    if front.exists():
+        readme.write(front, rows)
     page = options.docs / "benchmarks.md"
     page.write_text(text(results, rows, sweeps, memory, gpu_results(options.gpu)))
     print(page)

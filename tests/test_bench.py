@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from pyfastgan import bench
+from pyfastgan.bench import machine, measure
+from pyfastgan.bench.turns import take_turns
 from pyfastgan.ops._registry import Row, ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +22,9 @@ QUIET = {"busy": 0.0, "spread": 0.0, "fastest": 1e-9}
 @pytest.fixture
 def quick(monkeypatch):
     """A bench on a machine that says it is quiet, with rows of a few milliseconds."""
-    monkeypatch.setattr(bench, "_busy", lambda: 0.0)
-    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
-    monkeypatch.setattr(bench, "_spread", lambda times, fastest: 0.0)
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.0)
+    monkeypatch.setattr(measure, "_QUICK", measure.Pace(0.02, 1e-4, 1.0, 0.1))
+    monkeypatch.setattr(machine, "spread", lambda times, fastest: 0.0)
     return lambda **options: bench.Bench(quick=True, compile_eager=False, **options)
 
 
@@ -85,10 +87,10 @@ def test_what_cannot_be_compiled_says_so_and_others_may_not_fail(quick):
 
 def test_slow_contestants_have_fewer_turns():
     calls = {"fast": lambda: spin(1e-3), "slow": lambda: spin(0.05)}
-    times = bench._take_turns(calls, 0.1, 1e-3)
+    times = take_turns(calls, 0.1, 1e-3)
     assert len(times["slow"]) == 2
     assert len(times["fast"]) == 5
-    even = bench._take_turns({"a": lambda: spin(1e-3), "b": lambda: spin(2e-3)}, 0.1, 1e-3)
+    even = take_turns({"a": lambda: spin(1e-3), "b": lambda: spin(2e-3)}, 0.1, 1e-3)
     assert len(even["a"]) == len(even["b"]) > 5
 
 
@@ -129,7 +131,7 @@ def test_an_op_with_wrong_values_gets_no_speed_up(quick):
 
 
 def test_a_noisy_machine_gets_no_report(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "noise", lambda: {**QUIET, "busy": 0.5})
+    monkeypatch.setattr(machine, "noise", lambda: {**QUIET, "busy": 0.5})
     file = tmp_path / "rows.json"
     assert bench.main(["--only", "random_normal", "--json", str(file)]) == 1
     shown = capsys.readouterr()
@@ -152,13 +154,13 @@ def test_noise_during_a_row_withholds_its_ratios(quick, monkeypatch):
 
 
 def test_other_work_is_seen_as_noise():
-    assert bench._spread([1.0] * 8 + [3.0] * 2, 1.0) == pytest.approx(2.0)
-    assert bench._spread([2.0] * 10, 1.0) == pytest.approx(1.0)  # slow all along
-    assert bench._spread([1.0] * 95 + [3.0] * 5, 1.0) == 0  # a few interruptions are not
+    assert machine.spread([1.0] * 8 + [3.0] * 2, 1.0) == pytest.approx(2.0)
+    assert machine.spread([2.0] * 10, 1.0) == pytest.approx(1.0)  # slow all along
+    assert machine.spread([1.0] * 95 + [3.0] * 5, 1.0) == 0  # a few interruptions are not
 
 
 def test_the_command_measures_the_rows_asked_for_and_writes_them(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench, "_QUICK", bench.Pace(0.02, 1e-4, 1.0, 0.1))
+    monkeypatch.setattr(measure, "_QUICK", measure.Pace(0.02, 1e-4, 1.0, 0.1))
     file, threads = tmp_path / "rows.json", torch.get_num_threads()
     words = ["--quick", "--force", "--no-compile", "--threads", "1", "--only", "normal, 200"]
     assert bench.main([*words, "--json", str(file)]) == 0
@@ -226,8 +228,13 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     }
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(results))
+    front = tmp_path / "README.md"
+    front.write_text("before\n<!-- speed: benchmarks/report.py -->old<!-- end of speed -->\nafter")
+    tmp_path /= "docs"
     command = [sys.executable, "benchmarks/report.py", str(file), "--docs", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert front.read_text().startswith("before\n<!-- speed: benchmarks/report.py -->\n| row |")
+    assert front.read_text().endswith("--:|\n<!-- end of speed -->\nafter")
     page = (tmp_path / "benchmarks.md").read_text()
     lost, rest = page.split("## Where we lose")[1].split("## Rows")
     assert "| loser | 8 | 1 | 1.00 ms | 500 us | 100 us | 0.50 | 10.0 |" in lost
@@ -245,6 +252,28 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     for name in ("speedup", "size", "limit", "first-call", "steps", "memory"):
         assert f"images/benchmarks-{name}.svg" in page
         assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
+
+
+def test_the_table_of_readme_and_the_page_are_made_of_the_results():
+    """`python benchmarks/report.py` writes both."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import readme
+
+    results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    lines = readme.table(results["rows"]).splitlines()
+    assert len(lines) == 2 + len(readme.ROWS), "a row of README is not in the results"
+    assert (
+        f"{readme.BEGIN}\n" + "\n".join(lines) + f"\n{readme.END}"
+        in (ROOT / "README.md").read_text()
+    )
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    for row in results["rows"]:
+        cells = f"| {row['name']} | {row['shape']} | "
+        if "memory" not in row:
+            cells += f"{row['threads']} | {bench.duration(row['contestants']['ours']['seconds'])} |"
+        assert cells in page
+    for row in [*results["rows"][:1], {"name": "gone", "ratios": {}}]:
+        assert readme.table([{**row, "shape": "else"}]).count("\n") == 1
 
 
 def test_the_suites_measure_and_write_what_the_page_is_made_of_and_go_on(tmp_path):

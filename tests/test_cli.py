@@ -97,7 +97,7 @@ def family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in (("PRESETS", PRESETS), ("train", line_train), ("load", Sampler)):
         setattr(module, name, value)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(cli, "FAMILIES", ("linefamily",))
+    monkeypatch.setattr(cli.runs, "FAMILIES", ("linefamily",))
     monkeypatch.chdir(tmp_path)
 
 
@@ -164,6 +164,7 @@ def test_mistakes_in_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
         (["train"], "train needs the name of a preset (known: line, lime)"),
         (["train", "lin"], "unknown preset 'lin'; did you mean 'line'? (known: line, lime)"),
         (["train", "line", "--stps", "3"], "unknown option '--stps'; did you mean '--steps'?"),
+        (["train", "line", "--device", "cuda"], "did you mean '--accelerator'?"),
         (["train", "line", "--batch-size=3"], "did you mean '--batch_size'?"),
         (["train", "line", "--steps", "many"], "steps: Expected a int, got many"),
         (["train", "line", "--steps", "0"], "steps must be at least 1, got 0"),
@@ -280,7 +281,7 @@ sys.exit(main(["train", "dcgan"]))
 
 
 def test_info_and_list_work_without_the_training_extra() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-c", WITHOUT_EXTRAS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -294,7 +295,7 @@ def test_info_and_list_work_without_the_training_extra() -> None:
 
 
 def test_the_module_runs_as_the_script_does() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "pyfastgan", "nonsense"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
@@ -302,7 +303,7 @@ def test_the_module_runs_as_the_script_does() -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "pyfastgan", "--version"]
     reader, writer = os.pipe()
     os.close(reader)

@@ -36,7 +36,7 @@ WITH_CODE = [page for page in RUN if blocks(page, "python")]
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for family in cli.FAMILIES:
+    for family in cli.runs.FAMILIES:
         module = importlib.import_module(f"pyfastgan.{family}")
 
         def short(*args: Any, train: Any = module.train, **fields: Any) -> Any:
@@ -63,7 +63,7 @@ def test_the_table_of_systems_has_every_preset_with_its_data_and_steps() -> None
         re.MULTILINE,
     )
     presets = {}
-    for family in cli.FAMILIES:
+    for family in cli.runs.FAMILIES:
         module = importlib.import_module(f"pyfastgan.{family}")
         presets |= {name: (p.data, f"{p.steps:,}") for name, p in module.PRESETS.items()}
     assert {name: (data, steps) for name, data, steps in rows} == presets
@@ -85,7 +85,7 @@ def test_a_command_of_the_pages_is_one(command: str, monkeypatch: pytest.MonkeyP
     assert name in cli.COMMANDS
     known = {f"--{key}" for key in ("config", "out", "resume", "help")}
     if name == "train":
-        presets = cli._presets()
+        presets = cli.runs.all_presets()
         assert words[0] in presets
         known |= {f"--{key}" for key in vars(presets[words[0]][1])}
         for option in (w.split("=")[0] for w in words if w.startswith("--")):

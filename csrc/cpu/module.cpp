@@ -1,17 +1,27 @@
 // pyfastgan._cpu: the kernels for the best instruction set of this processor, chosen when the module is loaded.
 // PYFASTGAN_CPU_ISA=portable|avx2|avx512 asks for another one that the processor has.
 #include <cstdlib>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "../module.h"
 
 namespace {
 
+#if defined(__x86_64__)
+// Not every clang knows this name in __builtin_cpu_supports.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool supported(const std::string& isa) {
     if (isa == "portable") return true;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (isa == "avx2")
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (isa == "avx512")
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");

@@ -56,6 +56,8 @@ class AccelerateReport:
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}, skipped {len(self.skipped)}"]
+        if not self.replaced and not self.skipped:
+            lines[0] += ": nothing in it is of a kind that an op serves"
         replaced = Counter((r.kind, r.op) for r in self.replaced)
         lines += [f"  {n:4d} x {kind}: {op}" for (kind, op), n in replaced.items()]
         skipped = Counter((s.kind, s.reason) for s in self.skipped)

@@ -61,7 +61,9 @@ def load_folder(where: str, *, size: int | None = None) -> ImageData:
     loose = [path for path in sorted(root.iterdir()) if _is_image(path)]
     within = [[path for path in sorted(folder.rglob("*")) if _is_image(path)] for folder in classes]
     if not loose and not any(within):
-        raise ValueError(f"the folder {root} holds no image (known: {' '.join(_suffixes())})")
+        raise ValueError(
+            f"the folder {root} holds no image (.png, .jpg, .webp, or another that pillow reads)"
+        )
     if loose and any(within):
         raise ValueError(
             f"the folder {root} holds images ({loose[0].name}, ...) beside folders of images"

@@ -4,7 +4,10 @@ import copy
 import subprocess
 import sys
 
+import FrEIA.framework
+import FrEIA.modules
 import nflows.transforms
+import normflows
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from vector_quantize_pytorch import VectorQuantize
 
 import pyfastgan as pf
+
+
+def linear(i, o):
+    return nn.Sequential(nn.Linear(i, 8), nn.ReLU(), nn.Linear(8, o))
 
 
 class Density(nn.Module):
@@ -29,20 +36,22 @@ class Density(nn.Module):
             self.flow = make(torch.tensor([1, -1, 1, -1]), net, num_bins=4, tails="linear")
         elif kind == "zuko":
             self.flow = zuko.flows.NSF(4, transforms=1, hidden_features=(8,), bins=4)
+        elif kind == "normflows":
+            self.flow = normflows.flows.CoupledRationalQuadraticSpline(4, 1, 8, num_bins=4)
+        elif kind == "FrEIA":
+            self.flow = FrEIA.framework.SequenceINN(4)
+            self.flow.append(FrEIA.modules.AllInOneBlock, subnet_constructor=linear)
         else:
             self.flow = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
 
     def forward(self, x):
-        if self.kind == "nflows":
-            z, logdet = self.flow(x)
-            return (0.5 * z.square().sum(1) - logdet).mean()
-        if self.kind == "zuko":
-            z, logdet = self.flow.transform().call_and_ladj(x)
-            return (0.5 * z.square().sum(1) - logdet).mean()
-        return self.flow(x.reshape(-1, 1, 4, 4)).mean()
+        if self.kind == "torch":
+            return self.flow(x.reshape(-1, 1, 4, 4)).mean()
+        z, logdet = self.flow.transform().call_and_ladj(x) if self.kind == "zuko" else self.flow(x)
+        return (0.5 * z.square().sum(1) - logdet).mean()
 
 
-KINDS = ("nflows", "zuko", "torch")
+KINDS = ("nflows", "normflows", "zuko", "FrEIA", "torch")
 
 
 def model_and_data(kind):
@@ -137,6 +146,8 @@ def test_the_report():
     text = str(report)
     assert "replaced 1, skipped 0" in text
     assert "PiecewiseRationalQuadraticCouplingTransform: rational_quadratic_spline" in text
+    assert "nothing in it" not in text
+    assert "nothing in it is of a kind that an op serves" in str(pf.accelerate(nn.Linear(2, 2)))
     report.revert()
     report.revert()
     assert type(model.flow) is nflows.transforms.PiecewiseRationalQuadraticCouplingTransform

@@ -285,7 +285,7 @@ def test_the_command_line(
     other.PRESETS = {"quantiser": pf.training.TrainConfig()}
     other.decode = lambda run, codes: codes[:, None].float().expand(-1, 3, -1, -1) / 2.5 - 1
     monkeypatch.setitem(sys.modules, other.__name__, other)
-    monkeypatch.setattr(cli, "FAMILIES", ("autoregressive", "quantisers"))
+    monkeypatch.setattr(cli.runs, "FAMILIES", ("autoregressive", "quantisers"))
     monkeypatch.chdir(tmp_path)
     maps = torch.randint(6, (16, 4, 4))
     codes_run(tmp_path / "vq", train=maps, test=maps)

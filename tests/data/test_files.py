@@ -134,7 +134,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         load("folder:")
     with pytest.raises(ValueError, match="'folder' needs a place: folder:PLACE"):
         load("folder")
-    with pytest.raises(ValueError, match=r"holds no image \(known: .*\.png"):
+    with pytest.raises(ValueError, match=r"holds no image \(\.png"):
         load(f"folder:{tmp_path}")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"")
