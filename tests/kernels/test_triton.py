@@ -25,6 +25,8 @@ PASSES = (
     "results_kernel",
     "loss_kernel",
     "slopes_kernel",
+    "scale_kernel",
+    "between_kernel",
 )
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
@@ -114,7 +116,12 @@ def test_compiling_ahead_of_time(tmp_path):
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     modules = {CONTRACT_MODULES.get(op, op) for op in CONTRACT}
-    assert {k["kernel"].split(":")[0] for k in kernels} == {*modules, "random"}
+    assert {k["kernel"].split(":")[0] for k in kernels} == {
+        *modules,
+        "random",
+        "penalty",
+        "glow_step",
+    }
     assert {k["kernel"] for k in kernels if k["sm"] == 80} == {
         k["kernel"] for k in kernels if k["sm"] == 90
     }
@@ -124,7 +131,7 @@ def test_compiling_ahead_of_time(tmp_path):
         module, kernel = k["kernel"].split(":")
         # A product's sums live in registers: there a multiprocessor has one block. Norms keep many numbers, and have
         # three blocks at least; of Triton 3.6, which gives one of them 225 registers, two.
-        products = ("nearest_code:", "mmd:", "edge_conv:weight")
+        products = ("nearest_code:", "mmd:", "edge_conv:weight", "glow_step:mix", "glow_step:unmix")
         norms = 232 if version("triton").startswith("3.6.") else 168
         most = (
             255 if k["kernel"].startswith(products) else norms if module == "norm_passes" else 128
