@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 from pyfastgan.kernels import (
     affine_coupling,
     bias_act,
+    conv_transpose_act,
     edge_conv,
     glow_step,
     mmd,
@@ -196,6 +197,16 @@ def run_edge_conv(dtype):
         edge_conv.edge_conv_weight(image, f, 2, 1, 4, 4, f, 0.2, True)
 
 
+def run_conv_transpose_act(dtype):
+    """Of a generator's middle: bare with moments, and with bias and activation; in both layouts."""
+    x, weight = torch.zeros((16, 128, 8, 8), dtype=dtype), torch.zeros((128, 64, 4, 4), dtype=dtype)
+    conv_transpose_act.conv_transpose_act(x, weight, None, 2, 1, 0, "linear", 0.0, True)
+    x = x.contiguous(memory_format=torch.channels_last)
+    conv_transpose_act.conv_transpose_act(
+        x, weight, weight.new_zeros(64), 2, 1, 0, "leaky_relu", 0.2, False
+    )
+
+
 def run_glow_step(dtype):
     """Of three levels: 12, 24 and 48 channels."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -233,6 +244,7 @@ RUNS = {
     "random": run_random,
     "penalty": for_types(run_penalty, THREE),
     "glow_step": for_types(run_glow_step, THREE),
+    "conv_transpose_act": for_types(run_conv_transpose_act, THREE),
     "edge_conv": for_types(run_edge_conv, THREE),
     "mmd": for_types(run_mmd, THREE[:2]),
     "upfirdn2d": for_types(run_upfirdn2d, THREE),
@@ -240,16 +252,17 @@ RUNS = {
 
 
 def main():
-    for architecture in (80, 90):
-        recorder = Recorder(architecture)
-        triton.runtime.driver.set_active(recorder)
-        JITFunction.run = lambda kernel, *a, r=recorder, **k: r.launch(kernel, *a, **k)
+    """ahead_of_time.py ARCHITECTURE [RUN ...]"""
+    architecture = int(sys.argv[1])
+    recorder = Recorder(architecture)
+    triton.runtime.driver.set_active(recorder)
+    JITFunction.run = lambda kernel, *a, **k: recorder.launch(kernel, *a, **k)
 
-        def label(*words, recorder=recorder):
-            recorder.label = " ".join(map(str, words))
+    def label(*words):
+        recorder.label = " ".join(map(str, words))
 
-        for name in sys.argv[1:] or RUNS:
-            RUNS[name](label, architecture == 90)
+    for name in sys.argv[2:] or RUNS:
+        RUNS[name](label, architecture == 90)
 
 
 if __name__ == "__main__":

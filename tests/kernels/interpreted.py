@@ -13,6 +13,7 @@ import triton.language as tl
 from pyfastgan import testing, use_backend
 from pyfastgan.kernels import (
     bias_act,
+    conv_transpose_act,
     edge_conv,
     glow_step,
     mmd,
@@ -23,6 +24,7 @@ from pyfastgan.kernels import (
     rows,
     upfirdn2d,
 )
+from pyfastgan.ops import _conv_transpose_fused as of_middle
 from pyfastgan.ops import _glow_parts as of_glow
 from pyfastgan.ops import _penalty as of_penalties
 from pyfastgan.ops._glow_step import GlowParameters, glow_steps
@@ -498,10 +500,11 @@ def test_points_between_samples(small_row_tiles, dtype, seed):
 )
 def test_shares_are_those_of_random_uniform(dtype):
     """Between 0 and 1 a point is its share; small ones are kept, and none is rounded up."""
-    zeros = torch.zeros((4096, 1), dtype=dtype)
-    shares = of_penalties.points_between(zeros, zeros + 1, 5)
+    zeros, place = torch.zeros((4096, 1), dtype=dtype), {"sample_offset": 44_000}
+    shares = of_penalties.points_between(zeros, zeros + 1, 5, **place)
     with use_backend("reference"):
-        expected = ops()["random_uniform"].function((4096, 1), 5, dtype=dtype)
+        expected = ops()["random_uniform"].function((4096, 1), 5, dtype=dtype, **place)
+    assert (expected < 2.0**-16).any()
     below = expected < 0.5
     assert torch.equal(shares[below], expected[below])
     assert ((shares - expected).abs() <= torch.finfo(dtype).eps).all()
@@ -579,3 +582,72 @@ def test_glow_steps_with_recomputation(small_glow_tiles):
         expected = run()
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+MIDDLE = {
+    # In blocks: pixels of several images, channels of input and result; odd sizes, and a pixel more on two sides.
+    "k4 s2 p1": ((3, 21, 3, 4), (21, 18, 4, 4), {"stride": 2, "padding": 1, "act": "tanh"}),
+    "k3 s2 p1, channels last": (
+        (2, 5, 3, 4), (5, 17, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1, "act": "leaky_relu"}),
+    "k5 s3, k2": ((2, 6, 2, 3), (6, 5, 5, 2), {"stride": 3, "act": "linear"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [*((call, torch.float32) for call in MIDDLE), ("k4 s2 p1", torch.bfloat16), ("k4 s2 p1", torch.float16),
+     ("k4 s2 p1", torch.float64)],
+)  # fmt: skip
+def test_convolutions_of_the_middle(monkeypatch, call, dtype):
+    """Values, the moments of what is stored, and where a norm and gradients are wanted the whole op."""
+    monkeypatch.setattr(conv_transpose_act, "BLOCK", (16, 16, 16))
+    monkeypatch.setattr(conv_transpose_act, "FLOAT64_SHARE", 1)
+    shape, kernel, settings = MIDDLE[call]
+    last = call.endswith("last")
+    if last:
+        monkeypatch.setattr(conv_transpose_act, "WIDE_FROM", 0)
+    x, w, b = drawn(*shape, last=last), drawn(*kernel, seed=1) * 0.2, drawn(kernel[1], seed=2) + 3
+    x, w, b = (t.to(dtype) for t in (x, w, b))
+    stride, padding, extra = (
+        settings.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("output_padding", 0))
+    )
+    arguments = (stride, padding, extra, settings["act"], 0.2, True)
+    y, mean, var = conv_transpose_act.conv_transpose_act(x, w, b, *arguments)
+    exact = of_middle._fused_reference(x.double(), w.double(), b.double(), *arguments)[0]
+    assert y.stride() == exact.stride()
+    # A half type is rounded once; else there are the roundings of a sum of 84 products, up to 6 in magnitude.
+    most = torch.finfo(dtype).eps * (1 if dtype.itemsize == 2 else 16)
+    assert (y.double() - exact).abs().max() <= most * exact.abs().max()
+    of_y = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    close = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(mean.double(), of_y[1], rtol=close, atol=close)
+    torch.testing.assert_close(var.double(), of_y[0], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_layers_of_the_middle(norm):
+    """All derivatives of both orders, and the running statistics, of one kernel and of torch's operations."""
+    x, w, b = drawn(2, 5, 3, 2), drawn(5, 6, 4, 4, seed=1) * 0.3, drawn(6, seed=2)
+    of_norm = [] if norm is None else [1 + 0.2 * drawn(6, seed=3), drawn(6, seed=4)]
+
+    def run():
+        given = [t.clone().requires_grad_() for t in (x, w, b, *of_norm)]
+        running = (
+            {}
+            if norm is None
+            else {"running_mean": drawn(6, seed=5), "running_var": 1 + drawn(6, seed=6).square()}
+        )
+        named = dict(zip(("norm_weight", "norm_bias"), given[3:], strict=False))
+        settings = {"stride": 2, "padding": 1, "norm": norm, "act": "silu", **named, **running}
+        y = ops()["conv_transpose_act"].function(*given[:3], **settings)
+        with torch.no_grad():
+            plain = ops()["conv_transpose_act"].function(*given[:3], **settings)
+        first = torch.autograd.grad(y.pow(3).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), given)
+        return [y, plain, *first, *second, *running.values()]
+
+    ours = run()
+    with use_backend("reference"):
+        expected = run()
+    for k, (a, e) in enumerate(zip(ours, expected, strict=True)):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-8, msg=str(k))
