@@ -30,10 +30,11 @@ from gpu_measure import critic_steps, large_rows, machine_rates, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {
-    "build": 130,
+    "build": 120,
     "environment": 15,
     "noise": 30,
-    "contract": 130,
+    "contract": 120,
+    "parts": 20,
     "launches": 25,
     "inductor": 40,
     "sanitizer": 40,
@@ -155,6 +156,13 @@ def launches(device: str, out: Path) -> None:
             testing.assert_same(list(plain), list(held), f"{op.name} from a CUDA graph")
         done.append(op.name)
         update(out, "launches", {"ops": done})
+
+
+def parts(device: str, out: Path) -> None:
+    """What has kernels beside the registered ops, against the CPU."""
+    from gpu_parts import check
+
+    update(out, "parts", {"errors": check(device)})
 
 
 def inductor(device: str, out: Path) -> None:
@@ -288,6 +296,7 @@ STAGES = {
         environment,
         noise,
         contract,
+        parts,
         launches,
         inductor,
         sanitizer,

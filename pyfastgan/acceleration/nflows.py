@@ -12,7 +12,7 @@ from nflows.transforms.base import InputOutsideDomain
 from torch import Tensor
 
 from pyfastgan.ops import affine_coupling
-from pyfastgan.ops._glow_step import mix_channels
+from pyfastgan.ops._glow_parts import mix_channels
 
 from .splines import hidden_size, packed_spline
 from .swap import Library, Swap, serves

@@ -19,7 +19,7 @@ from normflows.flows.neural_spline.coupling import (
 from torch import Tensor
 
 from pyfastgan.ops import affine_coupling
-from pyfastgan.ops._glow_step import mix_channels
+from pyfastgan.ops._glow_parts import mix_channels
 
 from .splines import hidden_size, packed_spline
 from .swap import Library, Swap, has_hooks, serves

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from pyfastgan._names import check_choice
 from pyfastgan.gan.objectives import sample_scores
-from pyfastgan.ops import random_normal, random_uniform
+from pyfastgan.ops import random_normal
+from pyfastgan.ops._penalty import SHAPES, points_between, row_products
+from pyfastgan.ops._penalty import penalty_gradient as of_gradients
 
 
 @dataclass(frozen=True)
@@ -37,50 +39,26 @@ class Penalty:
     """A penalty of weight 1 as a function of each sample's squared gradient norm s = |g|^2.
 
     Args:
-        value: s (N,) -> the penalty p(s) of each sample (N,). Differentiable twice.
-        factor: |g| (N,) -> f(|g|) (N,), so that dp/dg = f g; 0 where |g| = 0.
+        shape: How it grows with |g|: two-sided, one-sided or half (`pyfastgan.ops._penalty`).
         points: Where: any of "real", "fake", "between", "around".
     """
 
-    value: Callable[[Tensor], Tensor]
-    factor: Callable[[Tensor], Tensor]
+    shape: str
     points: tuple[str, ...]
 
-
-def _norm(squared: Tensor) -> Tensor:
-    """The square root, whose derivative at 0 is 0 and not infinite."""
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), squared)
-
-
-def _two_sided(squared: Tensor) -> Tensor:
-    return (_norm(squared) - 1).square()
-
-
-def _two_sided_factor(norm: Tensor) -> Tensor:
-    # With 1 in the place of 0 the factor is 0 there.
-    return 2 - 2 / torch.where(norm == 0, 1, norm)
-
-
-def _one_sided(squared: Tensor) -> Tensor:
-    return torch.relu(_norm(squared) - 1).square()
-
-
-def _one_sided_factor(norm: Tensor) -> Tensor:
-    return torch.relu(_two_sided_factor(norm))
-
-
-def _half(squared: Tensor) -> Tensor:
-    return 0.5 * squared
+    @property
+    def value(self) -> Callable[[Tensor], Tensor]:
+        """s (N,) -> the penalty p(s) of each sample (N,). Differentiable twice."""
+        return SHAPES[self.shape].value
 
 
 PENALTIES: dict[str, Penalty] = {
-    "wgan-gp": Penalty(_two_sided, _two_sided_factor, ("between",)),
-    "wgan-gp-one-sided": Penalty(_one_sided, _one_sided_factor, ("between",)),
-    "r1": Penalty(_half, torch.ones_like, ("real",)),
-    "r2": Penalty(_half, torch.ones_like, ("fake",)),
-    "r1r2": Penalty(_half, torch.ones_like, ("real", "fake")),
-    "dragan": Penalty(_two_sided, _two_sided_factor, ("around",)),
+    "wgan-gp": Penalty("two-sided", ("between",)),
+    "wgan-gp-one-sided": Penalty("one-sided", ("between",)),
+    "r1": Penalty("half", ("real",)),
+    "r2": Penalty("half", ("fake",)),
+    "r1r2": Penalty("half", ("real", "fake")),
+    "dragan": Penalty("two-sided", ("around",)),
 }
 
 
@@ -92,8 +70,7 @@ def get_penalty(name: str) -> Penalty:
 
 def squared_norms(g: Tensor) -> Tensor:
     """|g|^2 of each sample, (N, ...) to (N,), summed in float32 or better."""
-    g = g.float() if g.dtype in (torch.float16, torch.bfloat16) else g
-    return g.reshape(len(g), -1).square().sum(1)
+    return row_products(g, None)
 
 
 def penalty_value(penalty: str, squared: Tensor, weight: float = 1.0) -> Tensor:
@@ -116,14 +93,7 @@ def penalty_gradient(penalty: str, g: Tensor, weight: float = 1.0) -> tuple[Tens
         `penalty_value` of the squared norms; its derivative by g, of g's shape, dtype and memory
         layout; and the norms (N,).
     """
-    row = get_penalty(penalty)
-    # Over all dimensions at once: flattening would copy what is channels-last.
-    inner = list(range(1, g.ndim))
-    wide = torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else g.dtype
-    norms = torch.linalg.vector_norm(g, dim=inner, dtype=wide) if inner else g.to(wide).abs()
-    factor = (weight / len(g)) * row.factor(norms)
-    slope = (g * factor.reshape(-1, *[1] * len(inner))).to(g.dtype)
-    return weight * row.value(norms.square()).mean(), slope, norms
+    return of_gradients(g, get_penalty(penalty).shape, weight)
 
 
 def penalty_points(
@@ -157,8 +127,6 @@ def penalty_points(
         "stream": stream,
         "sample_offset": sample_offset,
         "generator": generator,
-        "dtype": real.dtype,
-        "device": real.device,
     }
     real = real.detach()
     found = []
@@ -166,15 +134,13 @@ def penalty_points(
         if where == "real":
             found.append(real)
         elif where == "around":
-            normal = random_normal(real.shape if real.ndim > 1 else (len(real), 1), seed, **noise)
+            shape = real.shape if real.ndim > 1 else (len(real), 1)
+            normal = random_normal(shape, seed, dtype=real.dtype, device=real.device, **noise)
             found.append(real + 0.5 * _spread(real) * normal.reshape(real.shape))
         else:
             assert fake is not None
-            fake = fake.detach()
-            if where == "between":
-                share = random_uniform((len(real), 1), seed, **noise)
-                fake = torch.lerp(fake, real, share.reshape(-1, *[1] * (real.ndim - 1)))
-            found.append(fake)
+            between = where == "between"
+            found.append(points_between(fake, real, seed, **noise) if between else fake.detach())
     return found
 
 

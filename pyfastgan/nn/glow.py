@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pyfastgan._names import check_choice
 from pyfastgan.ops import affine_coupling, glow_steps
 from pyfastgan.ops._common import accumulation
-from pyfastgan.ops._glow_step import GlowParameters, mix_channels
+from pyfastgan.ops._glow_parts import mix_channels
+from pyfastgan.ops._glow_step import GlowParameters
 from pyfastgan.ops.affine_coupling import SCALES
 
 

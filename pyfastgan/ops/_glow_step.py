@@ -27,12 +27,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._common import accumulation, check_float, needs_grad
-from .affine_coupling import _backward as coupling_backward
-from .affine_coupling import affine_coupling
+from ._glow_parts import couple, mix, uncouple, unmix
 
 
 class GlowParameters(NamedTuple):
@@ -47,23 +45,6 @@ class GlowParameters(NamedTuple):
     weight: Tensor
     log_abs_det: Tensor
     network: nn.Module
-
-
-def mix_channels(x: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
-    """matrix x + offset at every position of (N, C, ...), in x's precision under autocast too."""
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return mix_channels(x, matrix, offset)
-    matrix = matrix.to(x.dtype)
-    offset = None if offset is None else offset.to(x.dtype)
-    if x.dim() == 2:
-        return F.linear(x, matrix, offset)
-    if x.dim() == 4 and not x.is_contiguous():
-        return F.conv2d(x, matrix[:, :, None, None], offset)
-    # A product for each sample: a convolution takes up to twice as long.
-    flat, each = x.flatten(2), matrix.expand(x.size(0), -1, -1)
-    mixed = torch.bmm(each, flat) if offset is None else torch.baddbmm(offset[:, None], each, flat)
-    return mixed.view(x.shape)
 
 
 def _affine_maps(steps: Sequence[GlowParameters]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -84,11 +65,11 @@ def _call_network(network: nn.Module, z1: Tensor, condition: Tensor | None) -> T
     return out
 
 
-def _raw_and_shift(out: Tensor, z: Tensor) -> Sequence[Tensor]:
+def _lying_as(z: Tensor, out: Tensor) -> Tensor:
     """A network's output in z's dtype, and lying as z does: one copy, where the coupling would make two and its
     backward pass two more."""
     out = out.to(z.dtype)
-    return (out.contiguous() if z.is_contiguous() else out).chunk(2, 1)
+    return out.contiguous() if z.is_contiguous() else out
 
 
 def _step(
@@ -99,11 +80,9 @@ def _step(
     condition: Tensor | None,
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    z = mix_channels(x, matrix, offset)
-    z1, z2 = z.chunk(2, 1)
-    raw, shift = _raw_and_shift(_call_network(network, z1, condition), z)
-    y2, logdet = affine_coupling(z2, raw, shift, **settings)
-    return torch.cat((z1, y2), 1), logdet
+    z = mix(x, matrix, offset)
+    out = _call_network(network, z.chunk(2, 1)[0], condition)
+    return couple(z, _lying_as(z, out), **settings)
 
 
 def _step_backward(
@@ -119,21 +98,15 @@ def _step_backward(
     autocast: tuple[str, torch.dtype, bool],
 ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor | None]]:
     """The step's input, and the gradients of it, of the condition, and of matrix, offset and the network."""
-    y1, y2 = y.chunk(2, 1)
-    dy1, dy2 = dy.chunk(2, 1)
     with torch.enable_grad():
-        z1 = y1.detach().requires_grad_()
+        z1 = y.chunk(2, 1)[0].detach().requires_grad_()
         given = condition
         if condition is not None and condition.is_floating_point():
             given = condition.detach().requires_grad_(condition.requires_grad)
         with torch.autocast(*autocast):
             out = _call_network(network, z1, given)
-    raw, shift = _raw_and_shift(out.detach(), y)
-    of = (settings["scale"], float(settings["clamp"]), bool(settings["shift_first"]), False)
-    z2, _ = affine_coupling(y2, raw, shift, inverse=True, **settings)
-    kept = y2 if settings["shift_first"] else z2
-    dz2, draw = coupling_backward(dy2, dlogdet, kept, raw, *of)
-    dout = torch.cat((draw, dz2 if settings["shift_first"] else dy2), 1).to(out.dtype)
+    z2, dz2, dout = uncouple(y, _lying_as(y, out.detach()), dy, dlogdet, **settings)
+    dout = dout.to(out.dtype)
     leaves = [z1, *parameters]
     if given is not None and given.requires_grad:
         leaves.append(given)
@@ -141,17 +114,8 @@ def _step_backward(
     if out.requires_grad:
         found = list(torch.autograd.grad(out, leaves, dout, allow_unused=True))
     dz1 = found.pop(0)
-    dz = torch.cat((dy1 if dz1 is None else dy1 + dz1, dz2), 1)
     dcondition = found.pop() if given is not None and given.requires_grad else None
-    x = mix_channels(torch.cat((y1, z2), 1), *inverse)
-    dx = mix_channels(dz, matrix.T)
-    acc = accumulation(dz.dtype)
-    rows, columns = dz.to(acc), x.to(acc)
-    if dz.dim() == 2:
-        dmatrix = rows.T @ columns
-    else:  # a product for each sample, as in `mix_channels`
-        dmatrix = torch.bmm(rows.flatten(2), columns.flatten(2).transpose(1, 2)).sum(0)
-    doffset = rows.sum((0, *range(2, dz.dim())))
+    x, dx, dmatrix, doffset = unmix(y, z2, dy, dz1, dz2, matrix, *inverse)
     return x, dx, dcondition, [dmatrix.to(matrix.dtype), doffset.to(matrix.dtype), *found]
 
 

@@ -109,6 +109,13 @@ class Kernel:
             _backends.warn_fallback(reason)
         return "reference"
 
+    def on_gpu(self, device: torch.device) -> bool:
+        """Whether a GPU's kernel is asked for, of an operator that has none for a CPU."""
+        chosen = _backends.choice.name
+        if chosen == "auto":
+            return device.type == "cuda"
+        return chosen in ("cuda", "triton") and chosen in self.backends()
+
     def _dispatch(self, *args: Any) -> Any:
         for a in args:
             if isinstance(a, torch.Tensor):

@@ -9,7 +9,8 @@
     y               (N, C, H, W), H = (H' - 1) stride - 2 padding + kh + output_padding
 
 The convolution is that of `edge_conv_transpose`: kernels of our own for images of few channels, a
-matrix product for 1 x 1 inputs, and torch's in the middle of a network. Without a norm, bias and
+matrix product for 1 x 1 inputs, and torch's in the middle of a network, unless `use_backend("triton")` asks for one
+kernel of convolution, bias, activation and the moments of a batch norm. Without a norm, bias and
 activation are one pass over its result, `bias_act`; with one they are `norm_act`.
 
 Where no gradient is needed, a batch norm over running statistics is folded into the weight and the
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._common import check_float, forward_mode, needs_grad
+from ._conv_transpose_fused import batch_normed, convolved, serves
 from ._registry import FLOATS, BadCall, Op, Row, Sample, T, register
 from .bias_act import bias_act, bias_act_reference
 from .edge_conv import KERNELS, edge_conv_transpose
@@ -174,7 +176,16 @@ def conv_transpose_act(
         RuntimeError: a third derivative is asked for where there is none.
     """
 
+    conv = (stride, padding, output_padding)
+    ours = (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and serves(x, weight, stride, padding + output_padding)
+    )
+
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> Tensor:
+        if ours:
+            return convolved(x, weight, bias, *conv, act, slope)[0]
         y = edge_conv_transpose(
             x, weight, stride=stride, padding=padding, output_padding=output_padding
         )
@@ -182,6 +193,9 @@ def conv_transpose_act(
 
     if norm is None and running_mean is not None:
         raise ValueError("running_mean belongs to a norm, got norm=None")
+    if ours and norm == "batch" and training and x.numel():
+        given = (norm_weight, norm_bias, groups, running_mean, running_var)
+        return batch_normed(x, weight, bias, conv, *given, momentum, eps, act, slope)
     return convolve_act(
         convolve,
         x,

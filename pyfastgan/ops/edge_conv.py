@@ -601,6 +601,26 @@ def edge_conv(
         return _conv(x, weight, *settings, bias, negative)
 
 
+def checked_transpose(
+    x: Tensor, weight: Tensor, stride: int, padding: int, output_padding: int
+) -> tuple[Tensor, Tensor, int, int]:
+    """x and weight, cast under autocast, and the result's height and width."""
+    x, weight = _under_autocast(x, weight)
+    _check(x, weight, 0, stride, padding)
+    _check_count("output_padding", output_padding, 0)
+    if output_padding >= stride:
+        raise ValueError(f"output_padding must be less than stride {stride}, got {output_padding}")
+    height, width = (
+        (x.size(axis) - 1) * stride - 2 * padding + weight.size(axis) + output_padding
+        for axis in (2, 3)
+    )
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"padding {padding} leaves nothing of the result, which would be {height} x {width}"
+        )
+    return x, weight, height, width
+
+
 def edge_conv_transpose(
     x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0, output_padding: int = 0
 ) -> Tensor:
@@ -622,19 +642,7 @@ def edge_conv_transpose(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
             names it.
     """
-    x, weight = _under_autocast(x, weight)
-    _check(x, weight, 0, stride, padding)
-    _check_count("output_padding", output_padding, 0)
-    if output_padding >= stride:
-        raise ValueError(f"output_padding must be less than stride {stride}, got {output_padding}")
-    height, width = (
-        (x.size(axis) - 1) * stride - 2 * padding + weight.size(axis) + output_padding
-        for axis in (2, 3)
-    )
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"padding {padding} leaves nothing of the result, which would be {height} x {width}"
-        )
+    x, weight, height, width = checked_transpose(x, weight, stride, padding, output_padding)
     extent = (x.size(2), x.size(3))
     served = plan(weight, stride, features_size=extent, padding=padding + output_padding)
     with forgetting(x, weight):

@@ -19,16 +19,20 @@ from triton.runtime.jit import JITFunction
 from pyfastgan.kernels import (
     affine_coupling,
     bias_act,
+    conv_transpose_act,
     edge_conv,
+    glow_step,
     mmd,
     nearest_code,
     norm_act,
+    penalty,
     per_sample,
     random,
     reparameterize,
     upfirdn2d,
 )
 from pyfastgan.kernels.activation import ACTIVATIONS
+from pyfastgan.ops._glow_parts import MOST_CHANNELS
 
 IMAGES, SMALL_IMAGES, ODD = (16, 64, 32, 32), (16, 64, 8, 8), (7, 5, 3, 3)
 PIECEWISE_LINEAR = ACTIVATIONS[:3]
@@ -193,6 +197,44 @@ def run_edge_conv(dtype):
         edge_conv.edge_conv_weight(image, f, 2, 1, 4, 4, f, 0.2, True)
 
 
+def run_conv_transpose_act(dtype):
+    """Of a generator's middle: bare with moments, and with bias and activation; in both layouts."""
+    x, weight = torch.zeros((16, 128, 8, 8), dtype=dtype), torch.zeros((128, 64, 4, 4), dtype=dtype)
+    conv_transpose_act.conv_transpose_act(x, weight, None, 2, 1, 0, "linear", 0.0, True)
+    x = x.contiguous(memory_format=torch.channels_last)
+    conv_transpose_act.conv_transpose_act(
+        x, weight, weight.new_zeros(64), 2, 1, 0, "leaky_relu", 0.2, False
+    )
+
+
+def run_glow_step(dtype):
+    """Of three levels: 12, 24 and 48 channels."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for channels in (12, 24, 48):
+        x, half = torch.zeros((16, channels, 16, 16), dtype=dtype), (16, channels // 2, 16, 16)
+        matrix, offset = (
+            torch.zeros((channels, channels), dtype=wide),
+            torch.zeros(channels, dtype=wide),
+        )
+        h = torch.zeros(half, dtype=dtype)
+        glow_step.glow_mix(x, matrix, offset)
+        if channels <= MOST_CHANNELS["glow_unmix"]:
+            glow_step.glow_unmix(x, h, x, h, h, matrix, matrix, offset)
+    glow_step.glow_couple(x, x, "sigmoid", 2.0, True)
+    glow_step.glow_uncouple(x, x, x, torch.zeros(16, dtype=wide), "sigmoid", 2.0, True)
+
+
+def run_penalty(dtype):
+    """As of a critic's gradients, and points with one seed and with one a sample."""
+    g = torch.zeros((16, 3072), dtype=dtype)
+    for shape in penalty.SHAPES:
+        penalty.penalty_gradient(g, shape, 10.0)
+    s = penalty.row_products(g, g)
+    penalty.scale_rows(g, s)
+    for seed in (torch.tensor(1), torch.arange(16)):
+        penalty.points_between(g, g, seed, 0, 0)
+
+
 THREE = (torch.float32, torch.float64, torch.bfloat16)
 RUNS = {
     "bias_act": run_all_bias_act,
@@ -200,6 +242,9 @@ RUNS = {
     "rows": for_types(run_rows, THREE),
     "nearest_code": for_types(run_nearest_code, THREE),
     "random": run_random,
+    "penalty": for_types(run_penalty, THREE),
+    "glow_step": for_types(run_glow_step, THREE),
+    "conv_transpose_act": for_types(run_conv_transpose_act, THREE),
     "edge_conv": for_types(run_edge_conv, THREE),
     "mmd": for_types(run_mmd, THREE[:2]),
     "upfirdn2d": for_types(run_upfirdn2d, THREE),
@@ -207,16 +252,17 @@ RUNS = {
 
 
 def main():
-    for architecture in (80, 90):
-        recorder = Recorder(architecture)
-        triton.runtime.driver.set_active(recorder)
-        JITFunction.run = lambda kernel, *a, r=recorder, **k: r.launch(kernel, *a, **k)
+    """ahead_of_time.py ARCHITECTURE [RUN ...]"""
+    architecture = int(sys.argv[1])
+    recorder = Recorder(architecture)
+    triton.runtime.driver.set_active(recorder)
+    JITFunction.run = lambda kernel, *a, **k: recorder.launch(kernel, *a, **k)
 
-        def label(*words, recorder=recorder):
-            recorder.label = " ".join(map(str, words))
+    def label(*words):
+        recorder.label = " ".join(map(str, words))
 
-        for name in sys.argv[1:] or RUNS:
-            RUNS[name](label, architecture == 90)
+    for name in sys.argv[2:] or RUNS:
+        RUNS[name](label, architecture == 90)
 
 
 if __name__ == "__main__":

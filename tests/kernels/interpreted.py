@@ -10,17 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
-from pyfastgan import testing
+from pyfastgan import testing, use_backend
 from pyfastgan.kernels import (
     bias_act,
+    conv_transpose_act,
     edge_conv,
+    glow_step,
     mmd,
     nearest_code,
     norm_act,
+    penalty,
     random,
     rows,
     upfirdn2d,
 )
+from pyfastgan.ops import _conv_transpose_fused as of_middle
+from pyfastgan.ops import _glow_parts as of_glow
+from pyfastgan.ops import _penalty as of_penalties
+from pyfastgan.ops._glow_step import GlowParameters, glow_steps
 from pyfastgan.ops._registry import Sample, T, ops
 
 
@@ -406,3 +413,241 @@ def test_what_lies_outside_an_image_is_left_out():
     assert not y.any()
     back = edge_conv.edge_conv_transpose(torch.ones((1, 8, 2, 2)), weight, 1, 1, 2, 2)
     assert back.flatten().tolist() == [math.inf, 32, 32, 32]
+
+
+def drawn(*shape, seed=0, last=False):
+    return T(shape, channels_last=last).make(torch.float64, "cpu", seed)
+
+
+PENALISED = {
+    "parts": drawn(3, 75),
+    "several samples": drawn(9, 5),
+    "channels last": drawn(3, 4, 5, 2, last=True),
+    "numbers": drawn(7),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in PENALISED),
+        ("channels last", torch.bfloat16),
+        ("parts", torch.float16),
+        ("parts", torch.float64),
+    ],
+)
+def test_penalties_of_gradients(small_row_tiles, kind, dtype):
+    """The penalty, its derivative and the norms, of a sample of zeros and of one with a norm below 1 too."""
+    g = (0.3 * PENALISED[kind]).to(dtype)
+    g[1], g[2] = 0, g[2] * 0.1
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    close = {"rtol": 3e-6, "atol": 1e-7}
+    for shape in penalty.SHAPES:
+        ours = penalty.penalty_gradient(g, shape, 10.0)
+        exact = of_penalties._gradient_reference(g.double(), shape, 10.0)
+        assert ours[0].dtype == ours[2].dtype == wide
+        assert ours[1].dtype == dtype
+        assert ours[1].stride() == g.stride()
+        torch.testing.assert_close(ours[0].double(), exact[0], **close)
+        torch.testing.assert_close(ours[2].double(), exact[2], **close)
+        rounding = 0 if wide == dtype else torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(ours[1].double(), exact[1], rtol=3e-6 + rounding, atol=1e-7)
+
+
+def test_penalties_are_differentiated_twice(small_row_tiles):
+    """As they are in a critic's loss, and once more; torch's operations give the same."""
+    g, y = drawn(3, 2, 5, 2, last=True), drawn(3, 2, 5, 2, seed=1)
+
+    def total(g, y):
+        s = of_penalties.row_products(g * y, None)
+        return of_penalties.SHAPES["two-sided"].value(s).mean() + (
+            of_penalties.scale_rows(y, of_penalties.row_products(g, y)).square().sum()
+        )
+
+    def derivatives(g, y):
+        g, y = g.clone().requires_grad_(), y.clone().requires_grad_()
+        first = torch.autograd.grad(total(g, y), (g, y), create_graph=True)
+        return *first, *torch.autograd.grad(sum(t.pow(3).sum() for t in first), (g, y))
+
+    ours = derivatives(g, y)
+    with use_backend("reference"):
+        expected = derivatives(g, y)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("seed", [7, torch.arange(9) * 5 - 11], ids=["one seed", "a seed a sample"])
+def test_points_between_samples(small_row_tiles, dtype, seed):
+    """The very shares of `random_uniform`, of each layout."""
+    for last in (False, True):
+        fake, real = (drawn(9, 3, 2, 3, seed=k, last=last).to(dtype) for k in (1, 2))
+        place = {"stream": 2**32 - 1, "sample_offset": 3}
+        ours = of_penalties.points_between(fake, real, seed, **place)
+        with use_backend("reference"):
+            expected = of_penalties.points_between(fake, real, seed, **place)
+        assert ours.stride() == real.stride()
+        eps = torch.finfo(dtype).eps
+        assert (
+            (ours.double() - expected.double()).abs() <= eps * expected.double().abs().clamp(min=1)
+        ).all()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+def test_shares_are_those_of_random_uniform(dtype):
+    """Between 0 and 1 a point is its share; small ones are kept, and none is rounded up."""
+    zeros, place = torch.zeros((4096, 1), dtype=dtype), {"sample_offset": 44_000}
+    shares = of_penalties.points_between(zeros, zeros + 1, 5, **place)
+    with use_backend("reference"):
+        expected = ops()["random_uniform"].function((4096, 1), 5, dtype=dtype, **place)
+    assert (expected < 2.0**-16).any()
+    below = expected < 0.5
+    assert torch.equal(shares[below], expected[below])
+    assert ((shares - expected).abs() <= torch.finfo(dtype).eps).all()
+
+
+@pytest.fixture
+def small_glow_tiles(small_row_tiles, monkeypatch):
+    """Several blocks of a sample's pixels with an odd end, several of them a program, the last one with fewer."""
+    monkeypatch.setattr(glow_step, "PIXELS", {})
+    monkeypatch.setattr(glow_step, "USUAL_PIXELS", 16)
+    monkeypatch.setattr(glow_step, "PROGRAMS", 3)
+    monkeypatch.setattr(rows, "TILE", 64)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+def test_parts_of_a_glow_step(small_glow_tiles, dtype):
+    """Against torch's operations in float64; 12 channels in blocks of 16, 49 pixels in blocks of 16."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, out, dy = (drawn(2, 12, 7, 7, seed=k).to(dtype) for k in range(3))
+    z2, dz1, dz2 = (drawn(2, 6, 7, 7, seed=k).to(dtype) for k in range(3, 6))
+    matrix, inverse, offset = drawn(12, 12, seed=6), drawn(12, 12, seed=7), drawn(12, seed=8)
+    dlogdet = drawn(2, seed=9).to(wide)
+    of_map = (matrix.to(wide), inverse.to(wide), offset.to(wide))
+    calls = [("mix", (x, of_map[0], of_map[2])), ("unmix", (x, z2, dy, None, dz2, *of_map)),
+             ("unmix", (x, z2, dy, dz1, dz2, *of_map))]  # fmt: skip
+    for scale, first in (("sigmoid", True), ("exp", False)):
+        calls.append(("couple", (x, out, scale, 1.5, first)))
+        calls.append(("uncouple", (x, out, dy, dlogdet, scale, 1.5, first)))
+    for name, arguments in calls:
+        kernel = getattr(of_glow, f"_{name}")
+        exact = [t.double() if isinstance(t, torch.Tensor) else t for t in arguments]
+        with use_backend("reference"):
+            expected = testing._tensors(kernel.implementation("reference")(*exact))
+        for ours, e in zip(
+            testing._tensors(kernel.implementation("triton")(*arguments)), expected, strict=True
+        ):
+            error = (ours.double() - e).abs().max() / e.abs().max()
+            # A half type is rounded once; sums of a hundred products have a few roundings more.
+            assert error <= (8 if ours.dtype == wide else 1) * torch.finfo(ours.dtype).eps, (
+                name,
+                error,
+            )
+
+
+def test_glow_steps_with_recomputation(small_glow_tiles):
+    """A row of steps and all its gradients; torch's operations give the same."""
+    torch.manual_seed(0)
+    x = drawn(2, 4, 5, 5)
+    networks = [torch.nn.Conv2d(2, 4, 3, padding=1).double() for _ in range(2)]
+    leaves = [[0.3 * drawn(4, seed=k), 0.2 * drawn(4, seed=k + 1), torch.eye(4).double() + 0.2 * drawn(4, 4, seed=k)]
+              for k in range(2)]  # fmt: skip
+
+    def run():
+        given = [x.clone().requires_grad_()]
+        steps = []
+        for own, network in zip(leaves, networks, strict=True):
+            bias, log_scale, weight = (t.clone().requires_grad_() for t in own)
+            given += [bias, log_scale, weight, *network.parameters()]
+            steps.append(
+                GlowParameters(bias, log_scale, weight, torch.linalg.slogdet(weight)[1], network)
+            )
+        y, logdet = glow_steps(given[0], steps)
+        return [
+            y,
+            logdet,
+            *torch.autograd.grad(
+                (y * drawn(2, 4, 5, 5, seed=5)).sum() + logdet.square().sum(), given
+            ),
+        ]
+
+    ours = run()
+    with use_backend("reference"):
+        expected = run()
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+MIDDLE = {
+    # In blocks: pixels of several images, channels of input and result; odd sizes, and a pixel more on two sides.
+    "k4 s2 p1": ((3, 21, 3, 4), (21, 18, 4, 4), {"stride": 2, "padding": 1, "act": "tanh"}),
+    "k3 s2 p1, channels last": (
+        (2, 5, 3, 4), (5, 17, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1, "act": "leaky_relu"}),
+    "k5 s3, k2": ((2, 6, 2, 3), (6, 5, 5, 2), {"stride": 3, "act": "linear"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [*((call, torch.float32) for call in MIDDLE), ("k4 s2 p1", torch.bfloat16), ("k4 s2 p1", torch.float16),
+     ("k4 s2 p1", torch.float64)],
+)  # fmt: skip
+def test_convolutions_of_the_middle(monkeypatch, call, dtype):
+    """Values, the moments of what is stored, and where a norm and gradients are wanted the whole op."""
+    monkeypatch.setattr(conv_transpose_act, "BLOCK", (16, 16, 16))
+    monkeypatch.setattr(conv_transpose_act, "FLOAT64_SHARE", 1)
+    shape, kernel, settings = MIDDLE[call]
+    last = call.endswith("last")
+    if last:
+        monkeypatch.setattr(conv_transpose_act, "WIDE_FROM", 0)
+    x, w, b = drawn(*shape, last=last), drawn(*kernel, seed=1) * 0.2, drawn(kernel[1], seed=2) + 3
+    x, w, b = (t.to(dtype) for t in (x, w, b))
+    stride, padding, extra = (
+        settings.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("output_padding", 0))
+    )
+    arguments = (stride, padding, extra, settings["act"], 0.2, True)
+    y, mean, var = conv_transpose_act.conv_transpose_act(x, w, b, *arguments)
+    exact = of_middle._fused_reference(x.double(), w.double(), b.double(), *arguments)[0]
+    assert y.stride() == exact.stride()
+    # A half type is rounded once; else there are the roundings of a sum of 84 products, up to 6 in magnitude.
+    most = torch.finfo(dtype).eps * (1 if dtype.itemsize == 2 else 16)
+    assert (y.double() - exact).abs().max() <= most * exact.abs().max()
+    of_y = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    close = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(mean.double(), of_y[1], rtol=close, atol=close)
+    torch.testing.assert_close(var.double(), of_y[0], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_layers_of_the_middle(norm):
+    """All derivatives of both orders, and the running statistics, of one kernel and of torch's operations."""
+    x, w, b = drawn(2, 5, 3, 2), drawn(5, 6, 4, 4, seed=1) * 0.3, drawn(6, seed=2)
+    of_norm = [] if norm is None else [1 + 0.2 * drawn(6, seed=3), drawn(6, seed=4)]
+
+    def run():
+        given = [t.clone().requires_grad_() for t in (x, w, b, *of_norm)]
+        running = (
+            {}
+            if norm is None
+            else {"running_mean": drawn(6, seed=5), "running_var": 1 + drawn(6, seed=6).square()}
+        )
+        named = dict(zip(("norm_weight", "norm_bias"), given[3:], strict=False))
+        settings = {"stride": 2, "padding": 1, "norm": norm, "act": "silu", **named, **running}
+        y = ops()["conv_transpose_act"].function(*given[:3], **settings)
+        with torch.no_grad():
+            plain = ops()["conv_transpose_act"].function(*given[:3], **settings)
+        first = torch.autograd.grad(y.pow(3).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), given)
+        return [y, plain, *first, *second, *running.values()]
+
+    ours = run()
+    with use_backend("reference"):
+        expected = run()
+    for k, (a, e) in enumerate(zip(ours, expected, strict=True)):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-8, msg=str(k))

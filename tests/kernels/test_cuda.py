@@ -129,6 +129,34 @@ def test_the_contract_on_emulated_threads(as_cuda, op, sample, dtype):
     testing.check_same_bits(op, sample, dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "shape"), [(3, (3, 20, 5, 7)), (1, (4, 15, 9)), (3, (300, 50))]
+)
+def test_drawn_images_are_those_of_torch(as_cuda, channels, shape, dtype):
+    """But for a few whose logistic number or whose logits lie on an edge up to rounding."""
+    params = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    planes = 10 if channels == 3 else 3
+    kinds = params[:, shape[1] // planes :].unflatten(1, (channels, -1, shape[1] // planes))
+    kinds[:, :, 0] *= 0.5
+    kinds[:, :, 1] = kinds[:, :, 1] * 2 - 4
+    params = params.to(dtype)
+    for seed in (7, torch.arange(shape[0]) - 5):
+        place = {"stream": 2**32 - 1, "sample_offset": 11}
+        ours = pf.ops.sample_discretized_mix_logistic(params, channels, seed, **place)
+        with pf.use_backend("reference"):
+            exact = pf.ops.sample_discretized_mix_logistic(params, channels, seed, **place)
+        assert ours.shape == exact.shape
+        assert ours.dtype == dtype
+        other = (ours != exact).double().mean()
+        assert other <= (0 if dtype == torch.float64 else 2e-3), other
+    spoiled = params.clone()
+    spoiled[0] = float("nan")
+    drawn = pf.ops.sample_discretized_mix_logistic(spoiled, channels, 7)
+    assert drawn[0].isnan().all()
+    assert not drawn[1:].isnan().any()
+
+
 def test_known_answers(emulated, known_answers):
     for counter, key, words in known_answers:
         assert emulated.philox(counter, key) == words

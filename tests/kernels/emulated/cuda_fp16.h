@@ -7,11 +7,12 @@ struct __half {
     uint16_t bits;
 };
 
-// Round to nearest even, for finite numbers.
+// Round to nearest even; NaN stays NaN.
 inline __half __float2half_rn(float x) {
     uint32_t b;
     std::memcpy(&b, &x, sizeof b);
     const uint32_t sign = (b >> 16) & 0x8000u, a = b & 0x7fffffffu;
+    if (a > 0x7f800000u) return {static_cast<uint16_t>(0x7e00u)};
     if (a >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};
     if (a >= 0x38800000u) return {static_cast<uint16_t>(sign | ((a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13))};
     float magnitude;
