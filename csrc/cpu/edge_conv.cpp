@@ -8,152 +8,149 @@
 // backward pass of that on the way in: features whose `gate`, the output of the forward pass, is not positive are
 // multiplied by the slope.
 //
-// Floor, each of the three: 2 n k fh fw c kh kw operations over the rate of a matrix product; one pass over the image
-// and one over the features.
+// Floor, each of the three: 2 n k fh fw c kh kw operations over the rate of multiply-adds; one pass over the image and
+// one over the features.
 //
-// Here are the first two; edge_conv_weight.cpp has the third, edge_conv_planes.h the planes that they are sums over.
-#include "edge_conv_planes.h"
+// Here is the first; the others have files of their own.
+#include "edge_conv_windows.h"
+#include "fresh.h"
 
 #include "../export.h"
 
 namespace PF_NAMESPACE {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kAccumulators = 24;  // of 32 registers
-constexpr int kFeatureTile = 8;  // features that edge_conv computes at once
-#else
-constexpr int kAccumulators = 12;  // of 16
-constexpr int kFeatureTile = 4;
-#endif
+constexpr int64_t kPlacesAtOnce = 96;  // that are turned around: whole tiles, and whole lines of a cache
+constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 
-// Vectors of positions that a tile of m outputs has.
-constexpr int vectors_of(int m) { return m * 6 <= kAccumulators ? 6 : m <= kAccumulators ? kAccumulators / m : 1; }
-
-// out[m][x] = leaky ReLU of bias[m] + the sum over t of weight[t][m] * in[offset[t] + x], for whole tiles of positions
-// that cover [0, count).
-template <int M, class S>
-void shifted_product(const S* in, const int64_t* offsets, int64_t terms, const S* weight, const S* bias, S slope,
-                     S* out, int64_t plane, int64_t count) {
-    using V = std::conditional_t<std::is_same_v<S, float>, vfloat, vdouble>;
-    constexpr int kStep = static_cast<int>(Lanes<V>::size()), kVectors = vectors_of(M);
-    for (int64_t x = 0; x < count; x += kVectors * kStep) {
-        V sums[M][kVectors];
-#pragma GCC unroll 32
-        for (int m = 0; m < M; ++m)
+// to[r][v] = leaky ReLU of bias[v] + the sum over t of at[r][offset[t]] * weight[t][v], for so many places and
+// features.
+template <int kVectors, class T, class S = S_of<T>>
+PF_FN void forward_tile(const S* const* at, const int64_t* offset, int64_t terms, const S* weight, const S* bias,
+                        S slope, T* const* to, int64_t places, int64_t features, bool past_caches) {
+    using V = Pack<T>;
+    constexpr int kStep = lanes<T>(), kRows = rows_of(kVectors);
+    V sums[kRows][kVectors];
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) sums[m][v] = V{} + bias[m];
-        const S* w = weight;
-        for (int64_t t = 0; t < terms; ++t, w += M) {
-            const S* const from = in + offsets[t] + x;
-            V at[kVectors];
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = load<V>(bias + v * kStep);
+    for (int64_t t = 0; t < terms; ++t, weight += kVectors * kStep) {
+        const int64_t from = offset[t];
+        V by[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) by[v] = load<V>(weight + v * kStep);
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) at[v] = load<V>(from + v * kStep);
-#pragma GCC unroll 32
-            for (int m = 0; m < M; ++m) {
-                const V factor = V{} + w[m];
-#pragma GCC unroll 8
-                for (int v = 0; v < kVectors; ++v) sums[m][v] += factor * at[v];
-            }
+        for (int r = 0; r < kRows; ++r) {
+            const V pixel = spread<V>(at[r][from]);
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) sums[r][v] += pixel * by[v];
         }
-        if (slope != 1) {
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+        if (r >= places) break;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+            V y = sums[r][v];
             // -inf times 0 is not what a ReLU gives.
-#pragma GCC unroll 32
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-                for (int v = 0; v < kVectors; ++v)
-                    sums[m][v] = select(sums[m][v] <= 0, slope == 0 ? V{} : sums[m][v] * slope, sums[m][v]);
+            if (slope != 1) y = select(y <= 0, slope == 0 ? V{} : y * slope, y);
+            const int64_t some = features - v * kStep;
+            if (some < kStep)
+                write_part(to[r] + v * kStep, y, some);
+            else if (past_caches)
+                stream(to[r] + v * kStep, y);
+            else
+                Storage<T>::write(to[r] + v * kStep, y);
         }
-#pragma GCC unroll 32
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) store(out + m * plane + x + v * kStep, sums[m][v]);
     }
 }
 
-template <class S>
-using Product = void (*)(const S*, const int64_t*, int64_t, const S*, const S*, S, S*, int64_t, int64_t);
-
-// Null where there is none for so many outputs.
-template <class S>
-Product<S> product_of(int64_t outputs) {
-    switch (outputs) {
-        case 1:
-            return shifted_product<1, S>;
-        case 2:
-            return shifted_product<2, S>;
-        case 3:
-            return shifted_product<3, S>;
-        case 4:
-            return shifted_product<4, S>;
-        case 8:
-            return shifted_product<8, S>;
-        case 12:
-            return shifted_product<12, S>;
-        case 16:
-            return shifted_product<16, S>;
-    }
-    return nullptr;
+// Places from q on, of scratch memory with so many features in a row, to features that lie plane by plane.
+template <class T, class S = S_of<T>>
+void write_planes(const Geometry& g, const S* from, int64_t wide, int64_t q, int64_t places, T* feature,
+                  bool past_caches) {
+    using V = Pack<T>;
+    constexpr int kStep = lanes<T>();
+    for (int64_t k = 0; k < g.k; k += kStep)
+        for (int64_t p = 0; p < places; p += kStep) {
+            V r[kStep];
+#pragma GCC unroll 16
+            for (int i = 0; i < kStep; ++i) r[i] = load<V>(from + (p + i) * wide + k);
+            transpose(r);
+            const int64_t some = places - p;
+            for (int64_t i = 0; i < kStep && k + i < g.k; ++i) {
+                T* const to = feature + (k + i) * g.feature[1] + q + p;
+                if (some < kStep)
+                    write_part(to, r[i], some);
+                else if (past_caches)
+                    stream(to, r[i]);
+                else
+                    Storage<T>::write(to, r[i]);
+            }
+        }
 }
 
 template <class T, class S = S_of<T>>
 void forward(const Geometry& g, const T* image, const T* weight, const T* bias, S slope, T* feature, int threads) {
-    const int64_t terms = g.phases() * g.shifts(), tiles = (g.k + kFeatureTile - 1) / kFeatureTile;
-    const int64_t count = (g.fh - 1) * g.pitch() + g.fw, plane = g.plane(count);
-    constexpr int64_t kTile = vectors_of(kFeatureTile) * lanes<T>();
-    std::vector<int64_t> offsets(terms);
-    std::vector<S> weights(tiles * terms * kFeatureTile);  // [tile][term][feature of the tile]
-    std::vector<S> biases(tiles * kFeatureTile);
-    for (int64_t k = 0; bias && k < g.k; ++k) biases[k] = to_scalar(bias[k]);
-    for (int64_t t = 0; t < terms; ++t) {
-        const int64_t phase = t / g.shifts(), j = t % g.shifts();
-        offsets[t] = phase * g.phase_plane() + g.shift(j);
-        for (int64_t k = 0; k < g.k; ++k)
-            weights[(k / kFeatureTile * terms + t) * kFeatureTile + k % kFeatureTile] =
-                to_scalar(weight[weight_index(g, k, phase, j)]);
-    }
-    parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
-        S* const phases = zeros<S>(0, g.phases() * g.phase_plane());
-        S* const row = zeros<S>(1, g.s * g.pitch() + g.p + g.w + kSlack);
-        S* const planes = zeros<S>(2, tiles * kFeatureTile * plane);
-        for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
-            pack_image(g, image + n * g.image[0], phases, row);
-            for (int64_t x = 0; x < count; x += kTile)
-                for (int64_t tile = 0; tile < tiles; ++tile)
-                    shifted_product<kFeatureTile>(
-                        phases + x, offsets.data(), terms, weights.data() + tile * terms * kFeatureTile,
-                        biases.data() + tile * kFeatureTile, slope, planes + tile * kFeatureTile * plane + x, plane, 1);
-            unpack_features(g, planes, plane, feature + n * g.feature[0]);
+    constexpr int kStep = lanes<T>();
+    const Padded<T> padded(g);
+    const int64_t terms = padded.terms(), count = g.fh * g.fw, wide = (g.k + kStep - 1) / kStep * kStep;
+    const std::vector<Chunk> chunks = chunks_of(g.k, kStep);
+    std::vector<S> weights(terms * wide), biases(wide);  // [chunk][term][feature of the chunk]
+    for (const Chunk& chunk : chunks)
+        for (int64_t j = 0; j < chunk.vectors * kStep && chunk.first + j < g.k; ++j) {
+            const int64_t k = chunk.first + j;
+            if (bias) biases[k] = to_scalar(bias[k]);
+            for (int64_t t = 0; t < terms; ++t)
+                weights[chunk.first * terms + t * chunk.vectors * kStep + j] = to_scalar(weight[k * terms + t]);
         }
-    });
-}
-
-template <class T, class S = S_of<T>>
-const char* transposed(const Geometry& g, const T* feature, const T* gate, S slope, const T* weight, T* image,
-                       int threads) {
-    const int64_t terms = g.k * g.shifts(), outputs = g.phases();
-    const Product<S> product = product_of<S>(outputs);
-    if (!product) return "so many channels and so large a stride have no kernel";
-    std::vector<int64_t> offsets(terms);
-    std::vector<S> weights(terms * outputs), none(outputs);  // [term][phase]
-    for (int64_t t = 0; t < terms; ++t) {
-        const int64_t k = t / g.shifts(), j = t % g.shifts();
-        offsets[t] = k * g.feature_plane() + g.feature_start() - g.shift(j);
-        for (int64_t o = 0; o < outputs; ++o) weights[t * outputs + o] = to_scalar(weight[weight_index(g, k, o, j)]);
-    }
+    const bool last = g.features_last();
+    const int64_t bytes = g.n * g.k * count * static_cast<int64_t>(sizeof(T)), together = last ? count : kPlacesAtOnce;
+    const bool past_caches = std::is_same_v<T, S> && bytes >= kPastCaches && (last ? g.k : count) % kStep == 0 &&
+                             reinterpret_cast<uintptr_t>(feature) % sizeof(Pack<T>) == 0;
+    about_to_write(feature, bytes);
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
-        S* const planes = zeros<S>(0, g.k * g.feature_plane());
-        S* const row = zeros<S>(1, g.s * g.pitch() + g.p + g.w + 2 * kSlack);
-        S* const phases = zeros<S>(2, outputs * g.phase_plane());
+        S* const copy = zeros<S>(0, padded.elements());
+        S* const turned = zeros<S>(1, last ? 1 : (kPlacesAtOnce + 8) * wide);
+        // Places [q, end) of a chunk; place(r, y, x) is where to write.
+        const auto tiles = [&](const Chunk& chunk, int64_t q, int64_t end, auto* out, int64_t features, bool past,
+                               auto place) {
+            using Out = std::remove_pointer_t<decltype(out)>;
+            with_vectors(chunk.vectors, [&](auto vectors) {
+                constexpr int kRows = rows_of(vectors());
+                const S* at[kRows];
+                Out* to[kRows];
+                for (int64_t first = q, y = q / g.fw, x = q % g.fw; first < end; first += kRows) {
+                    for (int r = 0; r < kRows; ++r) {  // the last tile repeats the last place
+                        at[r] = copy + padded.corner(y, x);
+                        to[r] = out + place(first + r - q, y, x);
+                        if (first + r + 1 >= end) continue;
+                        if (++x == g.fw) x = 0, ++y;
+                    }
+                    forward_tile<vectors(), Out>(at, padded.offset.data(), terms, weights.data() + chunk.first * terms,
+                                                 biases.data() + chunk.first, slope, to, end - first, features, past);
+                }
+            });
+        };
         for (int64_t n = piece * g.group(); n < g.n && n < (piece + 1) * g.group(); ++n) {
-            const int64_t at = n * g.feature[0];
-            pack_features(g, feature + at, gate ? gate + at : nullptr, slope, planes);
-            product(planes, offsets.data(), terms, weights.data(), none.data(), 1, phases, g.phase_plane(),
-                    g.rows() * g.pitch());
-            unpack_image(g, phases, image + n * g.image[0], row);
+            padded.fill(image + n * g.image[0], copy);
+            T* const out = feature + n * g.feature[0];
+            for (int64_t q = 0; q < count; q += together) {
+                const int64_t end = count - q < together ? count : q + together;
+                for (const Chunk& chunk : chunks) {
+                    if (last)
+                        tiles(chunk, q, end, out + chunk.first, g.k - chunk.first, past_caches,
+                              [&](int64_t, int64_t y, int64_t x) { return y * g.feature[2] + x * g.feature[3]; });
+                    else
+                        tiles(chunk, q, end, turned + chunk.first, wide - chunk.first, false,
+                              [&](int64_t place, int64_t, int64_t) { return place * wide; });
+                }
+                if (!last) write_planes(g, turned, wide, q, end - q, out, past_caches);
+            }
         }
+        if (past_caches) stream_done();
     });
-    return nullptr;
 }
 
 }  // namespace
@@ -169,17 +166,5 @@ static const char* edge_conv(const void* image, const void* weight, const void* 
     });
 }
 PF_EXPORT(edge_conv);
-
-// gate, which lies in memory as feature does, may be null.
-static const char* edge_conv_transpose(const void* feature, const void* gate, const void* weight, void* image,
-                                       double slope, int type, int threads, PF_GEOMETRY) {
-    return with_type(type, [&](auto element) -> const char* {
-        using T = decltype(element);
-        return transposed<T>(PF_GIVEN, static_cast<const T*>(feature), static_cast<const T*>(gate),
-                             static_cast<S_of<T>>(slope), static_cast<const T*>(weight), static_cast<T*>(image),
-                             threads);
-    });
-}
-PF_EXPORT(edge_conv_transpose);
 
 }  // namespace PF_NAMESPACE

@@ -22,8 +22,9 @@ from pyfastgan.gan.linearised import (
     sum_to,
     weighted_sum,
 )
-from pyfastgan.ops.edge_conv import _conv as _edge_conv
-from pyfastgan.ops.edge_conv import _transpose as _edge_transpose
+from pyfastgan.ops._edge_kernels import conv as _edge_conv
+from pyfastgan.ops._edge_kernels import transpose as _edge_transpose
+from pyfastgan.ops._edge_kernels import weight_gradient as _edge_weight
 from pyfastgan.ops.edge_conv import plan as _served_by
 
 aten = torch.ops.aten
@@ -110,7 +111,10 @@ class Affine(Layer):
         dy, h = dy.to(weight.dtype), h.to(weight.dtype)
         if self.conv is None:
             return dy.reshape(-1, dy.size(-1)).t() @ h.reshape(-1, h.size(-1))
-        # At an image's edge too: torch's is the faster one here, without an activation to walk back through.
+        edge = self._edge(weight)
+        if edge is not None:
+            image, features = (dy, h) if self.transposed else (h, dy)
+            return _edge_weight(image, features, *edge, *weight.shape[2:])[0]
         mask = (False, True, False)
         return aten.convolution_backward.default(dy, h, weight, None, *self.conv, mask)[1]
 
