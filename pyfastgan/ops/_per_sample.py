@@ -105,29 +105,31 @@ class PerSample:
         g = dnll.reshape(-1, *[1] * (first.dim() - 1))
         slopes = self._slopes(*(t.to(accumulation(t.dtype)) for t in tensors))
         return tuple(
-            (g * slope).to(first.dtype).contiguous() if wanted >> k & 1 else first.new_empty(0)
+            (g * slope).to(first.dtype).contiguous() if wanted >> k & 1 else dnll.new_empty(0)
             for k, slope in enumerate(slopes)
         )
 
     def _cpu(self, *tensors: Tensor) -> Tensor:
-        tensors = tuple(t.contiguous() for t in tensors)
+        tensors = tuple([t.contiguous() for t in tensors])
         nll = _fake(*tensors)
         getattr(_backends.native("_cpu"), self.name)(
-            *(t.data_ptr() for t in tensors), nll.data_ptr(), *_launch_arguments(tensors[0])
+            *[t.data_ptr() for t in tensors], nll.data_ptr(), *_launch_arguments(tensors[0])
         )
         return nll
 
-    def _backward_cpu(self, dnll: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    def _backward_cpu(self, dnll: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
         *tensors, wanted = arguments
         dnll, tensors = dnll.contiguous(), [t.contiguous() for t in tensors]
-        gradients = _backward_fake(dnll, *tensors, wanted)
+        gradients = [
+            torch.empty_like(t) if wanted >> k & 1 else None for k, t in enumerate(tensors)
+        ]
         getattr(_backends.native("_cpu"), self.backward.name)(
             dnll.data_ptr(),
-            *(t.data_ptr() for t in tensors),
-            *(address(g if wanted >> k & 1 else None) for k, g in enumerate(gradients)),
+            *[t.data_ptr() for t in tensors],
+            *[address(g) for g in gradients],
             *_launch_arguments(tensors[0]),
         )
-        return gradients
+        return tuple(gradients)
 
 
 def _launch_arguments(x: Tensor) -> tuple[int, ...]:
@@ -146,7 +148,7 @@ def _backward_fake(dnll: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format)
         if wanted >> k & 1
-        else t.new_empty(0)
+        else dnll.new_empty(0)
         for k, t in enumerate(tensors)
     )
 

@@ -25,14 +25,18 @@ from ._common import accumulation
 from ._per_sample import PerSample
 from ._registry import FLOATS, BadCall, Op, Row, Sample, T, register
 
+
+def _plain(x: Tensor, logits: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    return loss.sum(tuple(range(1, loss.dim()))) if loss.dim() > 1 else loss
+
+
 _op = PerSample(
     "bernoulli_nll",
     ("x", "logits"),
     lambda x, logits: logits.clamp(min=0) - x * logits + torch.log1p(torch.exp(-logits.abs())),
     lambda x, logits: (-logits, torch.sigmoid(logits) - x),
-    plain=lambda x, logits: (
-        F.binary_cross_entropy_with_logits(logits, x, reduction="none")[..., None].flatten(1).sum(1)
-    ),
+    plain=_plain,
     small=2**14,
 )
 

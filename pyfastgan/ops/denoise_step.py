@@ -36,7 +36,14 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, check_float, forward_mode, needs_grad
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    address,
+    check_float,
+    forward_mode,
+    needs_grad,
+)
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
 from .diffuse import check_batch, column, launch, normals_like
 from .random import noise_arguments, noise_seed
@@ -55,6 +62,7 @@ COEFFICIENTS = (
     "log_min",
     "log_max",
 )
+_WIDTH = len(COEFFICIENTS)
 
 
 def _wide(*tensors: Tensor | None) -> list[Any]:
@@ -153,8 +161,12 @@ def _step_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape if rest[-1] else 0)
 
 
-def _row_stride(coefficients: Tensor) -> int:
-    return len(COEFFICIENTS) if coefficients.dim() == 2 else 0
+def _strides(guidance: Tensor | None, coefficients: Tensor) -> tuple[int, int]:
+    """From a sample to the next: 0 where all share a number or a row."""
+    return (
+        0 if guidance is None or guidance.dim() == 0 else 1,
+        _WIDTH if coefficients.dim() == 2 else 0,
+    )
 
 
 def _bound_cpu(
@@ -172,14 +184,15 @@ def _bound_cpu(
     if x.numel() == 0:
         return _bound_fake(x).fill_(least)
     bound = _bound_fake(x)
+    guidance_stride, row_stride = _strides(guidance, coefficients)
     _backends.native("_cpu").denoise_bound(
         x.data_ptr(),
         prediction.data_ptr(),
-        None if unconditional is None else unconditional.data_ptr(),
-        None if guidance is None else guidance.data_ptr(),
-        0 if guidance is None or guidance.dim() == 0 else 1,
+        address(unconditional),
+        address(guidance),
+        guidance_stride,
         coefficients.data_ptr(),
-        _row_stride(coefficients),
+        row_stride,
         quantile,
         least,
         most,
@@ -210,33 +223,40 @@ def _step_native(
     stream: int,
     sample_offset: int,
     return_x0: bool,
-) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    # Contiguous copies live in this list until the kernel is done.
-    inputs = [
-        None if t is None else t.contiguous()
-        for t in (
-            *(x, prediction, unconditional, guidance, variance),
-            *(history1, history2, history3, coefficients, bound, noise),
-        )
-    ]
-    addresses = [None if t is None else t.data_ptr() for t in inputs]
+) -> tuple[Tensor, Tensor | None]:
+    # Contiguous copies live in these names until the kernel is done.
+    x, prediction, coefficients = x.contiguous(), prediction.contiguous(), coefficients.contiguous()
+    if unconditional is not None and guidance is not None:
+        unconditional, guidance = unconditional.contiguous(), guidance.contiguous()
+    noise = None if noise is None else noise.contiguous()
+    history1 = None if history1 is None else history1.contiguous()
+    history2 = None if history2 is None else history2.contiguous()
+    history3 = None if history3 is None else history3.contiguous()
+    variance = None if variance is None else variance.contiguous()
     y = torch.empty_like(x)
+    x0 = torch.empty_like(x) if return_x0 else None
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
-    x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
+    guidance_stride, row_stride = _strides(guidance, coefficients)
     launch(
         backend,
         "denoise_step",
         x,
-        *addresses[:4],
-        0 if guidance is None or guidance.dim() == 0 else 1,
-        *addresses[4:9],
-        _row_stride(coefficients),
-        addresses[9],
+        x.data_ptr(),
+        prediction.data_ptr(),
+        None if unconditional is None else unconditional.data_ptr(),
+        None if guidance is None else guidance.data_ptr(),
+        guidance_stride,
+        None if variance is None else variance.data_ptr(),
+        None if history1 is None else history1.data_ptr(),
+        None if history2 is None else history2.data_ptr(),
+        None if history3 is None else history3.data_ptr(),
+        coefficients.data_ptr(),
+        row_stride,
+        None if bound is None else bound.data_ptr(),
         math.nan if clip is None else clip,
-        addresses[10],
+        None if noise is None else noise.data_ptr(),
         y.data_ptr(),
-        x0.data_ptr() if return_x0 else None,
+        None if x0 is None else x0.data_ptr(),
         TYPE_NUMBER[x.dtype],
         *counter,
     )
@@ -264,31 +284,32 @@ _step = Kernel(
 )
 
 
-def _like(argument: str, t: object, x: Tensor) -> Tensor:
+def _like(argument: str, t: object, x: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """A tensor of x's shape, device and dtype; another floating-point dtype is converted."""
     if not isinstance(t, Tensor) or t.dtype != x.dtype:
         check_float(argument, t)
     assert isinstance(t, Tensor)
-    if t.shape != x.shape or t.device != x.device:
+    if t.shape != shape or t.device != device:
         raise ValueError(
-            f"{argument} must have shape {tuple(x.shape)} on {x.device} like x, "
+            f"{argument} must have shape {tuple(shape)} on {device} like x, "
             f"got {tuple(t.shape)} on {t.device}"
         )
     return t if t.dtype == x.dtype else t.to(x.dtype)
 
 
-def _check_coefficients(coefficients: object, x: Tensor) -> Tensor:
+def _check_coefficients(
+    coefficients: object, samples: int, device: torch.device, wide: torch.dtype
+) -> Tensor:
     check_float("coefficients", coefficients)
     assert isinstance(coefficients, Tensor)
-    width, shape = len(COEFFICIENTS), coefficients.shape
-    if shape != (width,) and shape != (x.size(0), width):
+    shape = coefficients.shape
+    if shape != (_WIDTH,) and shape != (samples, _WIDTH):
         raise ValueError(
-            f"coefficients must have shape ({width},) or ({x.size(0)}, {width}), a row or a row for each sample, "
+            f"coefficients must have shape ({_WIDTH},) or ({samples}, {_WIDTH}), a row or a row for each sample, "
             f"got {tuple(shape)}"
         )
-    if coefficients.device != x.device:
-        raise ValueError(f"coefficients must be on {x.device} like x, got {coefficients.device}")
-    wide = accumulation(x.dtype)
+    if coefficients.device != device:
+        raise ValueError(f"coefficients must be on {device} like x, got {coefficients.device}")
     return coefficients if coefficients.dtype == wide else coefficients.to(wide)
 
 
@@ -373,23 +394,25 @@ def denoise_step(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
     check_batch("x", x)
-    prediction = _like("prediction", prediction, x)
-    coefficients = _check_coefficients(coefficients, x)
+    # Read once: each costs as much as a check.
+    shape, device = x.shape, x.device
+    prediction = _like("prediction", prediction, x, shape, device)
+    coefficients = _check_coefficients(coefficients, shape[0], device, accumulation(x.dtype))
     if (unconditional is None) != (guidance is None):
         missing, there = ("unconditional", "guidance")[:: 1 if unconditional is None else -1]
         raise ValueError(f"{missing} must be given with {there}, got None")
     scale = None
     if unconditional is not None:
-        unconditional = _like("unconditional", unconditional, x)
+        unconditional = _like("unconditional", unconditional, x, shape, device)
         scale = _check_guidance(guidance, x)
     if variance is not None:
-        variance = _like("variance", variance, x)
+        variance = _like("variance", variance, x, shape, device)
     if history1 is not None:
-        history1 = _like("history1", history1, x)
+        history1 = _like("history1", history1, x, shape, device)
     if history2 is not None:
-        history2 = _like("history2", history2, x)
+        history2 = _like("history2", history2, x, shape, device)
     if history3 is not None:
-        history3 = _like("history3", history3, x)
+        history3 = _like("history3", history3, x, shape, device)
     if clip is not None or quantile is not None or quantile_limit is not None:
         _check_bounds(clip, quantile, quantile_limit)
     key = None

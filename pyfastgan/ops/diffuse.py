@@ -120,11 +120,12 @@ def _forward_native(
     stream: int,
     sample_offset: int,
     want_noise: bool,
-) -> tuple[Tensor, Tensor]:
-    x0, alpha, sigma, noise = _contiguous(x0, alpha, sigma, noise)
+) -> tuple[Tensor, Tensor | None]:
+    x0, alpha, sigma = x0.contiguous(), alpha.contiguous(), sigma.contiguous()
+    noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     y = torch.empty_like(x0)
-    kept = torch.empty_like(x0) if want_noise else x0.new_empty(0)
+    kept = torch.empty_like(x0) if want_noise else None
     launch(
         backend,
         "diffuse",
@@ -134,7 +135,7 @@ def _forward_native(
         sigma.data_ptr(),
         address(noise),
         y.data_ptr(),
-        kept.data_ptr() if want_noise else None,
+        address(kept),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
@@ -157,7 +158,7 @@ def _backward_reference(
     wide = accumulation(dy.dtype)
     dx0 = (column(alpha, dy) * dy.to(wide)).to(dy.dtype) if want_x0 else dy.new_empty(0)
     if not want_coefficients:
-        return dx0, alpha.new_empty(0), alpha.new_empty(0)
+        return dx0, dy.new_empty(0), dy.new_empty(0)
     assert z is not None
     by_x0, by_noise = ((dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z))
     return dx0, by_x0, by_noise
@@ -167,8 +168,10 @@ def _backward_fake(
     dy: Tensor, x0: Tensor, alpha: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, want_x0, want_coefficients = rest
-    size = alpha.shape if want_coefficients else 0
-    return dy.new_empty(dy.shape if want_x0 else 0), alpha.new_empty(size), alpha.new_empty(size)
+    dx0 = dy.new_empty(dy.shape if want_x0 else 0)
+    if not want_coefficients:
+        return dx0, dy.new_empty(0), dy.new_empty(0)
+    return dx0, alpha.new_empty(alpha.shape), alpha.new_empty(alpha.shape)
 
 
 def _backward_cpu(
@@ -181,10 +184,13 @@ def _backward_cpu(
     sample_offset: int,
     want_x0: bool,
     want_coefficients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    dy, x0, alpha = dy.contiguous(), x0.contiguous(), alpha.contiguous()
+    noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
-    dx0, dalpha, dsigma = outputs = _backward_fake(dy, x0, alpha, want_x0, want_coefficients)
+    dx0 = torch.empty_like(dy) if want_x0 else None
+    dalpha = torch.empty_like(alpha) if want_coefficients else None
+    dsigma = torch.empty_like(alpha) if want_coefficients else None
     launch(
         "cpu",
         "diffuse_backward",
@@ -193,13 +199,13 @@ def _backward_cpu(
         x0.data_ptr(),
         alpha.data_ptr(),
         address(noise),
-        dx0.data_ptr() if want_x0 else None,
-        dalpha.data_ptr() if want_coefficients else None,
-        dsigma.data_ptr() if want_coefficients else None,
+        address(dx0),
+        address(dalpha),
+        address(dsigma),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
-    return outputs
+    return dx0, dalpha, dsigma
 
 
 def parts_of(elements: int) -> int:
@@ -217,7 +223,7 @@ def _backward_cuda(
     sample_offset: int,
     want_x0: bool,
     want_coefficients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     dx0, *_ = _backward_fake(dy, x0, alpha, want_x0, False)
@@ -238,7 +244,7 @@ def _backward_cuda(
         *counter,
     )
     if not want_coefficients:
-        return dx0, sums, sums.clone()
+        return dx0, None, None
     by_x0, by_noise = sums.sum(-1)
     return dx0, by_x0.clone(), by_noise.clone()
 
@@ -274,7 +280,8 @@ class _Diffuse(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x0, alpha, sigma, noise, seed, *ctx.counter, _ = inputs
-        ctx.mark_non_differentiable(output[1])
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x0, alpha, sigma, noise, seed)
 
     @staticmethod
