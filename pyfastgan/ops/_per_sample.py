@@ -68,14 +68,14 @@ class PerSample:
         _OPS[name] = self
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        first, *others = tensors
+        first = tensors[0]
         if isinstance(first, Tensor) and under_autocast(first.device):
-            first, *others = tensors = tuple(t.float() for t in tensors)
+            first, *_ = tensors = tuple([t.float() for t in tensors])
         check_float(self.inputs[0], first)
         if first.dim() < 1:
             raise ValueError(f"{self.inputs[0]} must have a dimension of samples, got a scalar")
-        for name, tensor in zip(self.inputs[1:], others):
-            check_like(name, tensor, self.inputs[0], first)
+        for k in range(1, len(tensors)):
+            check_like(self.inputs[k], tensors[k], self.inputs[0], first)
         if forward_mode():
             return self.reference(*tensors)
         if needs_grad(*tensors):
@@ -87,8 +87,8 @@ class PerSample:
     def _is_small(self, x: Tensor) -> bool:
         """Whether torch's own operations serve, where the choice is ours."""
         return (
-            x.device.type == "cpu"
-            and x.numel() <= self._small
+            x.numel() <= self._small
+            and x.is_cpu
             and _backends.choice.name == "auto"
             and x.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling()

@@ -27,8 +27,11 @@ from ._registry import FLOATS, BadCall, Op, Row, Sample, T, register
 
 
 def _plain(x: Tensor, logits: Tensor) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-    return loss.sum(tuple(range(1, loss.dim()))) if loss.dim() > 1 else loss
+    # The function in torch.nn.functional only checks once more.
+    loss = torch.binary_cross_entropy_with_logits(logits, x, None, None, 0)
+    if loss.dim() > 2:
+        loss = loss.flatten(1)
+    return loss.sum(1) if loss.dim() > 1 else loss
 
 
 _op = PerSample(
