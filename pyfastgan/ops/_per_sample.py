@@ -68,6 +68,8 @@ class PerSample:
         _OPS[name] = self
 
     def __call__(self, *tensors: Tensor) -> Tensor:
+        if self._plain is not None and self._is_small(tensors):
+            return self._plain(*tensors)
         first = tensors[0]
         if isinstance(first, Tensor) and under_autocast(first.device):
             first, *_ = tensors = tuple([t.float() for t in tensors])
@@ -79,19 +81,30 @@ class PerSample:
         if forward_mode():
             return self.reference(*tensors)
         if needs_grad(*tensors):
-            if self._plain is not None and self._is_small(first):
-                return self._plain(*tensors)
             return apply(_Function, self.name, *tensors)
         return self.forward(*tensors)
 
-    def _is_small(self, x: Tensor) -> bool:
-        """Whether torch's own operations serve, where the choice is ours."""
+    def _is_small(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether torch's own operations serve, where the choice is ours. Here a check costs what the op costs, so
+        that this is one look at good tensors; whatever else there is goes the long way."""
+        first, wanted = tensors[0], False
+        if type(first) is not Tensor or not first.is_cpu:
+            return False
+        dtype, shape = first.dtype, first.shape
+        for t in tensors:
+            if type(t) is not Tensor or t.dtype is not dtype or t.shape != shape or not t.is_cpu:
+                return False
+            wanted = wanted or t.requires_grad
         return (
-            x.numel() <= self._small
-            and x.is_cpu
+            wanted
+            and 0 < len(shape)
+            and first.numel() <= self._small
+            and (dtype is torch.float32 or dtype is torch.float64)
             and _backends.choice.name == "auto"
-            and x.dtype in (torch.float32, torch.float64)
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
+            and not forward_mode()
         )
 
     def reference(self, *tensors: Tensor) -> Tensor:
