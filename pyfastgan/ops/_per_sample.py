@@ -97,7 +97,7 @@ class PerSample:
             wanted = wanted or t.requires_grad
         return (
             wanted
-            and 0 < len(shape)
+            and len(shape) > 0
             and first.numel() <= self._small
             and (dtype is torch.float32 or dtype is torch.float64)
             and _backends.choice.name == "auto"
