@@ -1,10 +1,13 @@
-// The one binding of both compiled modules: every exported kernel becomes a method of the module that checks the number
-// and the kind of its arguments, releases the interpreter lock and turns a kernel's complaint into RuntimeError.
+// The one binding of both compiled modules: every exported kernel becomes a function of the module that checks the
+// number and the kind of its arguments, releases the interpreter lock and turns a kernel's complaint into RuntimeError.
+// It is Python's own kind of function: pybind11's way to one costs as much as a small kernel.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <cstring>
+#include <new>
+#include <stdexcept>
 #include <string>
 
 #include "export.h"
@@ -15,56 +18,51 @@ namespace py = pybind11;
 
 constexpr std::size_t kMaxArguments = 48;
 
-inline void* to_pointer(const py::handle& h) {
-    if (h.is_none()) return nullptr;
-    void* p = PyLong_AsVoidPtr(h.ptr());
-    if (!p && PyErr_Occurred()) throw py::error_already_set();
-    return p;
-}
-
-inline int64_t to_integer(const py::handle& h) {
-    const long long v = PyLong_AsLongLong(h.ptr());
-    if (v == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return v;
-}
-
-inline double to_real(const py::handle& h) {
-    const double v = PyFloat_AsDouble(h.ptr());
-    if (v == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-    return v;
-}
-
-inline void invoke(const Export& e, const py::args& args) {
-    const std::size_t n = std::strlen(e.signature);
-    if (args.size() != n)
-        throw py::type_error(std::string(e.name) + " takes " + std::to_string(n) + " arguments, got " +
-                             std::to_string(args.size()));
-    Value values[kMaxArguments];
-    for (std::size_t k = 0; k < n; ++k) {
-        const py::handle h = args[k];
-        const char kind = e.signature[k];
-        const bool good = kind == 'p'   ? h.is_none() || PyLong_Check(h.ptr())
-                          : kind == 'i' ? PyLong_Check(h.ptr())
-                                        : PyFloat_Check(h.ptr()) || PyLong_Check(h.ptr());
-        if (!good)
-            throw py::type_error(std::string(e.name) + ": argument " + std::to_string(k) + " must be " +
-                                 (kind == 'p'   ? "an address (int) or None"
-                                  : kind == 'i' ? "an int"
-                                                : "a float") +
-                                 ", got " + Py_TYPE(h.ptr())->tp_name);
-        if (kind == 'p')
-            values[k].pointer = to_pointer(h);
-        else if (kind == 'i')
-            values[k].integer = to_integer(h);
-        else
-            values[k].real = to_real(h);
+// Reads an argument of the kind that a letter of the signature names; false with Python's error set if it is another.
+inline bool read_argument(const Export& e, std::size_t k, PyObject* given, Value* value) {
+    const char kind = e.signature[k];
+    const bool is_integer = PyLong_Check(given);
+    if (kind == 'p' && given == Py_None) {
+        value->pointer = nullptr;
+        return true;
     }
-    const char* problem;
-    {
+    if (kind == 'd' && (is_integer || PyFloat_Check(given))) {
+        value->real = PyFloat_AsDouble(given);
+        return !(value->real == -1.0 && PyErr_Occurred());
+    }
+    if (kind == 'd' || !is_integer) {
+        const char* wanted = kind == 'p' ? "an address (int) or None" : kind == 'i' ? "an int" : "a float";
+        PyErr_Format(PyExc_TypeError, "%s: argument %zu must be %s, got %s", e.name, k, wanted,
+                     Py_TYPE(given)->tp_name);
+        return false;
+    }
+    if (kind == 'p') {
+        value->pointer = PyLong_AsVoidPtr(given);
+        return value->pointer || !PyErr_Occurred();
+    }
+    value->integer = PyLong_AsLongLong(given);
+    return !(value->integer == -1 && PyErr_Occurred());
+}
+
+inline PyObject* invoke(PyObject* self, PyObject* const* given, Py_ssize_t count) {
+    const Export& e = *static_cast<const Export*>(PyCapsule_GetPointer(self, nullptr));
+    const std::size_t n = std::strlen(e.signature);
+    if (static_cast<std::size_t>(count) != n)
+        return PyErr_Format(PyExc_TypeError, "%s takes %zu arguments, got %zd", e.name, n, count);
+    Value values[kMaxArguments];
+    for (std::size_t k = 0; k < n; ++k)
+        if (!read_argument(e, k, given[k], &values[k])) return nullptr;
+    const char* problem = nullptr;
+    try {
         py::gil_scoped_release unlocked;
         problem = e.call(values);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        return PyErr_Format(PyExc_RuntimeError, "%s: %s", e.name, error.what());
     }
-    if (problem) throw std::runtime_error(std::string(e.name) + ": " + problem);
+    if (problem) return PyErr_Format(PyExc_RuntimeError, "%s: %s", e.name, problem);
+    Py_RETURN_NONE;
 }
 
 // Binds every kernel that was compiled for `isa`.
@@ -73,7 +71,11 @@ inline void bind_exports(py::module_& m, const char* isa) {
         if (std::strcmp(e->isa, isa) != 0) continue;
         if (std::strlen(e->signature) > kMaxArguments)
             throw std::runtime_error(std::string(e->name) + " has more arguments than the binding can pass");
-        m.def(e->name, [e](const py::args& args) { invoke(*e, args); });
+        // The function points to its definition, and is there as long as the process.
+        auto* definition = new PyMethodDef{e->name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&invoke)),
+                                           METH_FASTCALL, nullptr};
+        const py::capsule self(static_cast<const void*>(e));
+        m.attr(e->name) = py::reinterpret_steal<py::object>(PyCFunction_New(definition, self.ptr()));
     }
 }
 

@@ -96,7 +96,7 @@ def _loss(kind: tl.constexpr, *tensors: Tensor) -> Tensor:
 def _slopes(kind: tl.constexpr, dnll: Tensor, wanted: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     tensors = tuple(t.contiguous() for t in tensors)
     x = tensors[0]
-    out = tuple(like(x) if wanted >> k & 1 else x.new_empty(0) for k in range(len(tensors)))
+    out = tuple(like(x) if wanted >> k & 1 else dnll.new_empty(0) for k in range(len(tensors)))
     if x.numel() == 0 or not wanted:
         return out
     plan = plan_rows(x)

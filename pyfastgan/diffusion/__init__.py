@@ -4,6 +4,7 @@ from pyfastgan.diffusion import command
 from pyfastgan.diffusion.choices import SAMPLERS, make_sampler
 from pyfastgan.diffusion.config import PRESETS, DiffusionConfig, preset
 from pyfastgan.diffusion.coupling import optimal_assignment
+from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.guidance import guide
 from pyfastgan.diffusion.inpainting import inpaint
 from pyfastgan.diffusion.likelihood import bits_per_dim, flow_nll, variational_bound
@@ -18,8 +19,9 @@ from pyfastgan.diffusion.prediction import (
     target,
 )
 from pyfastgan.diffusion.process import Levels, Path, Sigmas, make_process
-from pyfastgan.diffusion.samplers import DDIM, DDPM, EDM, Euler, Heun, Sampler, Stage
-from pyfastgan.diffusion.schedule import Grid, NoiseSchedule
+from pyfastgan.diffusion.sampler import Sampler, Stage
+from pyfastgan.diffusion.samplers import DDIM, DDPM, EDM, Euler, Heun
+from pyfastgan.diffusion.schedule import NoiseSchedule
 from pyfastgan.diffusion.solvers import DPMSolverPP, FlowMatching, UniPC
 from pyfastgan.diffusion.system import DiffusionSystem
 from pyfastgan.diffusion.trainer import load, train

@@ -7,7 +7,8 @@ from typing import Any
 
 from pyfastgan._names import check_choice
 from pyfastgan.diffusion.process import Levels, Path, Process, Sigmas
-from pyfastgan.diffusion.samplers import DDIM, DDPM, EDM, Euler, Heun, Sampler
+from pyfastgan.diffusion.sampler import Sampler
+from pyfastgan.diffusion.samplers import DDIM, DDPM, EDM, Euler, Heun
 from pyfastgan.diffusion.solvers import DPMSolverPP, FlowMatching, UniPC
 
 _ANY: dict[str, tuple[Callable[..., Sampler], dict[str, Any]]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyfastgan.diffusion.prediction import PREDICTIONS
-from pyfastgan.diffusion.samplers import Sampler
+from pyfastgan.diffusion.sampler import Sampler
 
 Network = Callable[..., Tensor]
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfastgan.diffusion.samplers import DDIM, DDPM, Euler, Sampler
+from pyfastgan.diffusion.sampler import Sampler
+from pyfastgan.diffusion.samplers import DDIM, DDPM, Euler
 from pyfastgan.ops import diffuse
 
 # Streams of the noise: that of the known places, and, behind those of a sampler's stages, that of repeated steps.

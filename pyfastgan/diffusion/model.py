@@ -23,7 +23,7 @@ from pyfastgan.diffusion.likelihood import (
 )
 from pyfastgan.diffusion.prediction import PREDICTIONS, edm_input_scale, target
 from pyfastgan.diffusion.process import Levels, Path, Process
-from pyfastgan.diffusion.samplers import Sampler
+from pyfastgan.diffusion.sampler import Sampler
 from pyfastgan.ops import diffuse, gaussian_vlb, random_normal, random_uniform
 from pyfastgan.training.rng import derive_seed
 

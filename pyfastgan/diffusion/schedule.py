@@ -12,15 +12,16 @@ float32 tables, whose rounding its numbers depend on.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyfastgan._names import check_choice, nearest
+from pyfastgan.diffusion.diffusers_config import DIFFUSERS_KEYS, DIFFUSERS_REFUSED, diffusers_betas
+from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.ops import diffuse, gaussian_vlb
 from pyfastgan.ops._common import accumulation
@@ -28,34 +29,6 @@ from pyfastgan.ops.gaussian_vlb import COEFFICIENTS as VLB_COEFFICIENTS
 
 PATHS = ("vp", "ve", "flow")
 SPACINGS = ("leading", "linspace", "trailing")
-
-
-class Grid(NamedTuple):
-    """The levels that a sampler goes through, from the most noise to the least, and where it ends."""
-
-    path: str
-    time: Tensor  # (steps + 1,) what the network is told, and so on
-    alpha_squared: Tensor
-    sigma_squared: Tensor
-    ratio: Tensor  # sigma / alpha
-
-    @property
-    def alpha(self) -> Tensor:
-        if self.path == "vp":
-            return 1 / (self.ratio**2 + 1) ** 0.5
-        return self.alpha_squared**0.5
-
-    @property
-    def sigma(self) -> Tensor:
-        if self.path == "vp":
-            sigma = self.ratio * self.alpha
-            return torch.where(self.ratio.isinf(), torch.ones_like(sigma), sigma)
-        return self.sigma_squared**0.5
-
-    @property
-    def log_ratio(self) -> Tensor:
-        """ln(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at data."""
-        return torch.log(self.alpha) - torch.log(self.sigma)
 
 
 class NoiseSchedule:
@@ -224,11 +197,11 @@ class NoiseSchedule:
         """
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         for key, value in config.items():
-            if key not in _DIFFUSERS_KEYS:
+            if key not in DIFFUSERS_KEYS:
                 raise ValueError(
-                    f"config has the unknown key {key!r}{nearest(key, _DIFFUSERS_KEYS)}"
+                    f"config has the unknown key {key!r}{nearest(key, DIFFUSERS_KEYS)}"
                 )
-            refused = _DIFFUSERS_REFUSED.get(key)
+            refused = DIFFUSERS_REFUSED.get(key)
             if refused is not None and value not in refused:
                 raise ValueError(f"config: {key}={value!r} is not supported, only {refused}")
         steps = config.get("num_train_timesteps", 1000)
@@ -237,7 +210,7 @@ class NoiseSchedule:
             shift = config["shift"]
             t = shift * t / (1 + (shift - 1) * t)
             return cls("flow", (1 - t) ** 2, t**2, t * steps, prediction="flow")
-        betas = _diffusers_betas(config, steps)
+        betas = diffusers_betas(config, steps)
         if config.get("rescale_betas_zero_snr"):
             root = torch.cumprod(1.0 - betas, 0).sqrt()
             first, last = root[0].clone(), root[-1].clone()
@@ -418,51 +391,3 @@ class NoiseSchedule:
         share = ((wanted - known[k - 1]) / (known[k] - known[k - 1])).clamp(0, 1)
         time = self.time.double()
         return time[k - 1] + share * (time[k] - time[k - 1])
-
-
-def _diffusers_betas(config: Mapping[str, Any], steps: int) -> Tensor:
-    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float32)
-    name = config.get("beta_schedule", "linear")
-    check_choice("beta_schedule", name, ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
-    if name == "linear":
-        return torch.linspace(start, end, steps, dtype=torch.float32)
-    if name == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
-    if name == "sigmoid":
-        return torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
-    curve = [math.cos((k / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(steps + 1)]
-    betas = [min(1 - later / now, 0.999) for now, later in itertools.pairwise(curve)]
-    return torch.tensor(betas, dtype=torch.float32)
-
-
-# What configurations of its schedulers hold; a sampler's part is the sampler's to be told.
-_DIFFUSERS_REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
-    "use_dynamic_shifting": (False, None),
-    "invert_sigmas": (False, None),
-    "stochastic_sampling": (False, None),
-    "shift_terminal": (None,),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "solver_p": (None,),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-}
-_DIFFUSERS_KEYS = frozenset(
-    (
-        *_DIFFUSERS_REFUSED,
-        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
-        *("prediction_type", "rescale_betas_zero_snr", "shift", "variance_type", "clip_sample"),
-        *("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
-        *("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"),
-        *("solver_order", "solver_type", "algorithm_type", "lower_order_final", "euler_at_final"),
-        *("lambda_min_clipped", "predict_x0", "disable_corrector", "flow_shift"),
-        *("time_shift_type", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
-    )
-)

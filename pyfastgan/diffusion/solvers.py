@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from pyfastgan._names import check_choice
+from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.prediction import PREDICTIONS
-from pyfastgan.diffusion.samplers import Number, Sampler, Stage
-from pyfastgan.diffusion.schedule import Grid, NoiseSchedule
+from pyfastgan.diffusion.sampler import Number, Sampler, Stage
+from pyfastgan.diffusion.schedule import NoiseSchedule
 
 
 def phi(h: Tensor, most: int) -> list[Tensor]:

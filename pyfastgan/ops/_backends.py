@@ -85,18 +85,14 @@ class _Choice:
     """The backend in force, for all threads: autograd may run a backward pass in a thread of its
     own."""
 
-    def __init__(self) -> None:
-        self._name: str | None = None
+    name: str  # a plain attribute, since every call of an op reads it
 
-    @property
-    def name(self) -> str:
-        if self._name is None:
-            self._name = _checked(os.environ.get("PYFASTGAN_BACKEND") or "auto")
-        return self._name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._name = _checked(name)
+    def __getattr__(self, attribute: str) -> str:
+        # Before anything was chosen.
+        if attribute != "name":
+            raise AttributeError(attribute)
+        self.name = _checked(os.environ.get("PYFASTGAN_BACKEND") or "auto")
+        return self.name
 
 
 choice = _Choice()
@@ -120,7 +116,7 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         self._before = choice.name
-        choice.name = name
+        choice.name = _checked(name)
 
     def __enter__(self) -> use_backend:
         return self

@@ -41,6 +41,13 @@ def check_float(argument: str, x: object) -> None:
 
 def check_like(argument: str, x: object, name: str, like: Tensor) -> None:
     """Refuses what is not a tensor of `like`'s shape, dtype and device; `name` is `like`'s."""
+    if (
+        isinstance(x, Tensor)
+        and x.dtype is like.dtype
+        and x.shape == like.shape
+        and x.device == like.device
+    ):
+        return
     check_float(argument, x)
     assert isinstance(x, Tensor)
     if x.shape != like.shape:

@@ -68,30 +68,43 @@ class PerSample:
         _OPS[name] = self
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        first, *others = tensors
+        if self._plain is not None and self._is_small(tensors):
+            return self._plain(*tensors)
+        first = tensors[0]
         if isinstance(first, Tensor) and under_autocast(first.device):
-            first, *others = tensors = tuple(t.float() for t in tensors)
+            first, *_ = tensors = tuple([t.float() for t in tensors])
         check_float(self.inputs[0], first)
         if first.dim() < 1:
             raise ValueError(f"{self.inputs[0]} must have a dimension of samples, got a scalar")
-        for name, tensor in zip(self.inputs[1:], others):
-            check_like(name, tensor, self.inputs[0], first)
+        for k in range(1, len(tensors)):
+            check_like(self.inputs[k], tensors[k], self.inputs[0], first)
         if forward_mode():
             return self.reference(*tensors)
         if needs_grad(*tensors):
-            if self._plain is not None and self._is_small(first):
-                return self._plain(*tensors)
             return apply(_Function, self.name, *tensors)
         return self.forward(*tensors)
 
-    def _is_small(self, x: Tensor) -> bool:
-        """Whether torch's own operations serve, where the choice is ours."""
+    def _is_small(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether torch's own operations serve, where the choice is ours. Here a check costs what the op costs, so
+        that this is one look at good tensors; whatever else there is goes the long way."""
+        first, wanted = tensors[0], False
+        if type(first) is not Tensor or not first.is_cpu:
+            return False
+        dtype, shape = first.dtype, first.shape
+        for t in tensors:
+            if type(t) is not Tensor or t.dtype is not dtype or t.shape != shape or not t.is_cpu:
+                return False
+            wanted = wanted or t.requires_grad
         return (
-            x.device.type == "cpu"
-            and x.numel() <= self._small
+            wanted
+            and len(shape) > 0
+            and first.numel() <= self._small
+            and (dtype is torch.float32 or dtype is torch.float64)
             and _backends.choice.name == "auto"
-            and x.dtype in (torch.float32, torch.float64)
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
+            and not forward_mode()
         )
 
     def reference(self, *tensors: Tensor) -> Tensor:
@@ -105,29 +118,31 @@ class PerSample:
         g = dnll.reshape(-1, *[1] * (first.dim() - 1))
         slopes = self._slopes(*(t.to(accumulation(t.dtype)) for t in tensors))
         return tuple(
-            (g * slope).to(first.dtype).contiguous() if wanted >> k & 1 else first.new_empty(0)
+            (g * slope).to(first.dtype).contiguous() if wanted >> k & 1 else dnll.new_empty(0)
             for k, slope in enumerate(slopes)
         )
 
     def _cpu(self, *tensors: Tensor) -> Tensor:
-        tensors = tuple(t.contiguous() for t in tensors)
+        tensors = tuple([t.contiguous() for t in tensors])
         nll = _fake(*tensors)
         getattr(_backends.native("_cpu"), self.name)(
-            *(t.data_ptr() for t in tensors), nll.data_ptr(), *_launch_arguments(tensors[0])
+            *[t.data_ptr() for t in tensors], nll.data_ptr(), *_launch_arguments(tensors[0])
         )
         return nll
 
-    def _backward_cpu(self, dnll: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    def _backward_cpu(self, dnll: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
         *tensors, wanted = arguments
         dnll, tensors = dnll.contiguous(), [t.contiguous() for t in tensors]
-        gradients = _backward_fake(dnll, *tensors, wanted)
+        gradients = [
+            torch.empty_like(t) if wanted >> k & 1 else None for k, t in enumerate(tensors)
+        ]
         getattr(_backends.native("_cpu"), self.backward.name)(
             dnll.data_ptr(),
-            *(t.data_ptr() for t in tensors),
-            *(address(g if wanted >> k & 1 else None) for k, g in enumerate(gradients)),
+            *[t.data_ptr() for t in tensors],
+            *[address(g) for g in gradients],
             *_launch_arguments(tensors[0]),
         )
-        return gradients
+        return tuple(gradients)
 
 
 def _launch_arguments(x: Tensor) -> tuple[int, ...]:
@@ -146,7 +161,7 @@ def _backward_fake(dnll: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format)
         if wanted >> k & 1
-        else t.new_empty(0)
+        else dnll.new_empty(0)
         for k, t in enumerate(tensors)
     )
 

@@ -17,8 +17,19 @@ from . import _backends
 
 _LIBRARY = torch.library.Library("pyfastgan", "DEF")
 
-# The types of arguments that torch would do nothing about.
-_PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float}
+# The types of arguments that torch would do nothing about. Sequences are of numbers in every schema.
+_PLAIN = {
+    *(torch.Tensor, torch.nn.Parameter, type(None), str, bool, int, float),
+    *(list, tuple, torch.Size, torch.dtype),
+}
+
+# Every call asks these.
+_is_compiling = torch.compiler.is_compiling
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_profiled = torch.autograd._profiler_enabled
+_is_plain = _PLAIN.issuperset
+_choice = _backends.choice
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,7 +38,7 @@ class Kernel:
     """One functional torch operator, `torch.ops.pyfastgan.<name>`, served by the first backend that can.
 
     Args:
-        schema: torch's schema, without the namespace, e.g. "negate(Tensor x) -> Tensor".
+        schema: torch's schema, without the namespace, e.g. "negate(Tensor x) -> Tensor"; a tensor comes first.
         reference: plain PyTorch with the schema's positional arguments; it defines the operator.
         fake: the same for tracing: tensors of the right shape, dtype and strides, no values.
         cpu: the same over `pyfastgan._cpu`; leave it out if there is no such kernel.
@@ -62,14 +73,18 @@ class Kernel:
         # torch's dispatcher costs as much as a small kernel. It is passed by where nothing would see it: no
         # tracing, no mode, no transform, no profiler, no subclass of Tensor.
         if (
-            torch.compiler.is_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._are_functorch_transforms_active()
-            or torch.autograd._profiler_enabled()
-            or not _PLAIN.issuperset(map(type, args))
+            _is_compiling()
+            or _modes()
+            or _transforms()
+            or _profiled()
+            or not _is_plain(map(type, args))
         ):
             return self.op(*args)
-        return self._dispatch(*args)
+        # What serves does not change while the choice stays, and finding it costs as much as a
+        # small kernel.
+        device = args[0].device
+        backend = self._served.get((_choice.name, device)) or self._find(device)
+        return self._run[backend](*args)
 
     def backends(self) -> tuple[str, ...]:
         """The backends that are written for this kernel."""
@@ -116,18 +131,20 @@ class Kernel:
             return device.type == "cuda"
         return chosen in ("cuda", "triton") and chosen in self.backends()
 
+    def _find(self, device: torch.device) -> str:
+        backend = self._served[_choice.name, device] = self.serving(device)
+        self.implementation(backend)
+        return backend
+
     def _dispatch(self, *args: Any) -> Any:
-        for a in args:
-            if isinstance(a, torch.Tensor):
-                device = a.device
-                break
-        # What serves does not change while the choice stays, and finding it costs as much as a
-        # small kernel.
-        key = (_backends.choice.name, device)
-        backend = self._served.get(key)
-        if backend is None:
-            backend = self._served[key] = self.serving(device)
-        return (self._run.get(backend) or self.implementation(backend))(*args)
+        """What torch's dispatcher calls. Through it a tensor that was not asked for is an empty one, like the first
+        argument otherwise; a kernel may leave it out, as None."""
+        device = args[0].device
+        backend = self._served.get((_choice.name, device)) or self._find(device)
+        results = self._run[backend](*args)
+        if type(results) is not tuple:
+            return results
+        return tuple(args[0].new_empty(0) if r is None else r for r in results)
 
     def implementation(self, backend: str) -> Callable[..., Any]:
         if backend == "triton" and "triton" not in self._run:

@@ -25,14 +25,21 @@ from ._common import accumulation
 from ._per_sample import PerSample
 from ._registry import FLOATS, BadCall, Op, Row, Sample, T, register
 
+
+def _plain(x: Tensor, logits: Tensor) -> Tensor:
+    # The function in torch.nn.functional only checks once more.
+    loss = torch.binary_cross_entropy_with_logits(logits, x, None, None, 0)
+    if loss.dim() > 2:
+        loss = loss.flatten(1)
+    return loss.sum(1) if loss.dim() > 1 else loss
+
+
 _op = PerSample(
     "bernoulli_nll",
     ("x", "logits"),
     lambda x, logits: logits.clamp(min=0) - x * logits + torch.log1p(torch.exp(-logits.abs())),
     lambda x, logits: (-logits, torch.sigmoid(logits) - x),
-    plain=lambda x, logits: (
-        F.binary_cross_entropy_with_logits(logits, x, reduction="none")[..., None].flatten(1).sum(1)
-    ),
+    plain=_plain,
     small=2**14,
 )
 

@@ -36,8 +36,16 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, check_float, forward_mode, needs_grad
-from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    address,
+    check_float,
+    forward_mode,
+    needs_grad,
+)
+from ._denoise_step_calls import bad_calls, rows, samples
+from ._registry import Kernel, Op, register
 from .diffuse import check_batch, column, launch, normals_like
 from .random import noise_arguments, noise_seed
 
@@ -55,6 +63,7 @@ COEFFICIENTS = (
     "log_min",
     "log_max",
 )
+_WIDTH = len(COEFFICIENTS)
 
 
 def _wide(*tensors: Tensor | None) -> list[Any]:
@@ -153,8 +162,12 @@ def _step_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape if rest[-1] else 0)
 
 
-def _row_stride(coefficients: Tensor) -> int:
-    return len(COEFFICIENTS) if coefficients.dim() == 2 else 0
+def _strides(guidance: Tensor | None, coefficients: Tensor) -> tuple[int, int]:
+    """From a sample to the next: 0 where all share a number or a row."""
+    return (
+        0 if guidance is None or guidance.dim() == 0 else 1,
+        _WIDTH if coefficients.dim() == 2 else 0,
+    )
 
 
 def _bound_cpu(
@@ -172,14 +185,15 @@ def _bound_cpu(
     if x.numel() == 0:
         return _bound_fake(x).fill_(least)
     bound = _bound_fake(x)
+    guidance_stride, row_stride = _strides(guidance, coefficients)
     _backends.native("_cpu").denoise_bound(
         x.data_ptr(),
         prediction.data_ptr(),
-        None if unconditional is None else unconditional.data_ptr(),
-        None if guidance is None else guidance.data_ptr(),
-        0 if guidance is None or guidance.dim() == 0 else 1,
+        address(unconditional),
+        address(guidance),
+        guidance_stride,
         coefficients.data_ptr(),
-        _row_stride(coefficients),
+        row_stride,
         quantile,
         least,
         most,
@@ -210,33 +224,40 @@ def _step_native(
     stream: int,
     sample_offset: int,
     return_x0: bool,
-) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    # Contiguous copies live in this list until the kernel is done.
-    inputs = [
-        None if t is None else t.contiguous()
-        for t in (
-            *(x, prediction, unconditional, guidance, variance),
-            *(history1, history2, history3, coefficients, bound, noise),
-        )
-    ]
-    addresses = [None if t is None else t.data_ptr() for t in inputs]
+) -> tuple[Tensor, Tensor | None]:
+    # Contiguous copies live in these names until the kernel is done.
+    x, prediction, coefficients = x.contiguous(), prediction.contiguous(), coefficients.contiguous()
+    if unconditional is not None and guidance is not None:
+        unconditional, guidance = unconditional.contiguous(), guidance.contiguous()
+    noise = None if noise is None else noise.contiguous()
+    history1 = None if history1 is None else history1.contiguous()
+    history2 = None if history2 is None else history2.contiguous()
+    history3 = None if history3 is None else history3.contiguous()
+    variance = None if variance is None else variance.contiguous()
     y = torch.empty_like(x)
+    x0 = torch.empty_like(x) if return_x0 else None
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
-    x0 = torch.empty_like(y) if return_x0 else x.new_empty(0)
+    guidance_stride, row_stride = _strides(guidance, coefficients)
     launch(
         backend,
         "denoise_step",
         x,
-        *addresses[:4],
-        0 if guidance is None or guidance.dim() == 0 else 1,
-        *addresses[4:9],
-        _row_stride(coefficients),
-        addresses[9],
+        x.data_ptr(),
+        prediction.data_ptr(),
+        None if unconditional is None else unconditional.data_ptr(),
+        None if guidance is None else guidance.data_ptr(),
+        guidance_stride,
+        None if variance is None else variance.data_ptr(),
+        None if history1 is None else history1.data_ptr(),
+        None if history2 is None else history2.data_ptr(),
+        None if history3 is None else history3.data_ptr(),
+        coefficients.data_ptr(),
+        row_stride,
+        None if bound is None else bound.data_ptr(),
         math.nan if clip is None else clip,
-        addresses[10],
+        None if noise is None else noise.data_ptr(),
         y.data_ptr(),
-        x0.data_ptr() if return_x0 else None,
+        None if x0 is None else x0.data_ptr(),
         TYPE_NUMBER[x.dtype],
         *counter,
     )
@@ -264,31 +285,32 @@ _step = Kernel(
 )
 
 
-def _like(argument: str, t: object, x: Tensor) -> Tensor:
+def _like(argument: str, t: object, x: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """A tensor of x's shape, device and dtype; another floating-point dtype is converted."""
     if not isinstance(t, Tensor) or t.dtype != x.dtype:
         check_float(argument, t)
     assert isinstance(t, Tensor)
-    if t.shape != x.shape or t.device != x.device:
+    if t.shape != shape or t.device != device:
         raise ValueError(
-            f"{argument} must have shape {tuple(x.shape)} on {x.device} like x, "
+            f"{argument} must have shape {tuple(shape)} on {device} like x, "
             f"got {tuple(t.shape)} on {t.device}"
         )
     return t if t.dtype == x.dtype else t.to(x.dtype)
 
 
-def _check_coefficients(coefficients: object, x: Tensor) -> Tensor:
+def _check_coefficients(
+    coefficients: object, samples: int, device: torch.device, wide: torch.dtype
+) -> Tensor:
     check_float("coefficients", coefficients)
     assert isinstance(coefficients, Tensor)
-    width, shape = len(COEFFICIENTS), coefficients.shape
-    if shape != (width,) and shape != (x.size(0), width):
+    shape = coefficients.shape
+    if shape != (_WIDTH,) and shape != (samples, _WIDTH):
         raise ValueError(
-            f"coefficients must have shape ({width},) or ({x.size(0)}, {width}), a row or a row for each sample, "
+            f"coefficients must have shape ({_WIDTH},) or ({samples}, {_WIDTH}), a row or a row for each sample, "
             f"got {tuple(shape)}"
         )
-    if coefficients.device != x.device:
-        raise ValueError(f"coefficients must be on {x.device} like x, got {coefficients.device}")
-    wide = accumulation(x.dtype)
+    if coefficients.device != device:
+        raise ValueError(f"coefficients must be on {device} like x, got {coefficients.device}")
     return coefficients if coefficients.dtype == wide else coefficients.to(wide)
 
 
@@ -373,23 +395,25 @@ def denoise_step(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
     check_batch("x", x)
-    prediction = _like("prediction", prediction, x)
-    coefficients = _check_coefficients(coefficients, x)
+    # Read once: each costs as much as a check.
+    shape, device = x.shape, x.device
+    prediction = _like("prediction", prediction, x, shape, device)
+    coefficients = _check_coefficients(coefficients, shape[0], device, accumulation(x.dtype))
     if (unconditional is None) != (guidance is None):
         missing, there = ("unconditional", "guidance")[:: 1 if unconditional is None else -1]
         raise ValueError(f"{missing} must be given with {there}, got None")
     scale = None
     if unconditional is not None:
-        unconditional = _like("unconditional", unconditional, x)
+        unconditional = _like("unconditional", unconditional, x, shape, device)
         scale = _check_guidance(guidance, x)
     if variance is not None:
-        variance = _like("variance", variance, x)
+        variance = _like("variance", variance, x, shape, device)
     if history1 is not None:
-        history1 = _like("history1", history1, x)
+        history1 = _like("history1", history1, x, shape, device)
     if history2 is not None:
-        history2 = _like("history2", history2, x)
+        history2 = _like("history2", history2, x, shape, device)
     if history3 is not None:
-        history3 = _like("history3", history3, x)
+        history3 = _like("history3", history3, x, shape, device)
     if clip is not None or quantile is not None or quantile_limit is not None:
         _check_bounds(clip, quantile, quantile_limit)
     key = None
@@ -431,81 +455,6 @@ def denoise_step(
         return_x0,
     )
     return y, x0 if return_x0 else None
-
-
-def _samples() -> tuple[Sample, ...]:
-    width = len(COEFFICIENTS)
-    row, rows = T((width,)), T((3, width))
-    images, points = (3, 2, 9, 11), (40, 3)
-    return (
-        # Blocks of a sample, odd ends, a row for each sample, everything at once.
-        Sample(
-            "everything",
-            (T(images), T(images), rows, 7),
-            {
-                "stream": 3,
-                "sample_offset": 5,
-                "add_noise": True,
-                "unconditional": T(images),
-                "guidance": T((3,)),
-                "variance": T(images),
-                "history1": T(images),
-                "history2": T(images),
-                "history3": T(images),
-                "clip": 0.7,
-                "quantile": 0.6,
-                "quantile_limit": 1.1,
-                "return_x0": True,
-            },
-        ),
-        # Several pieces of work, one row, one number for the guidance.
-        Sample(
-            "guided, several pieces",
-            (T((3, 20001)), T((3, 20001)), row),
-            {"unconditional": T((3, 20001)), "guidance": 2.5, "clip": 1.0},
-        ),
-        # Samples that are shorter than a vector; two of three earlier tensors.
-        Sample(
-            "points",
-            (T(points), T(points), row),
-            {"noise": T(points), "add_noise": True, "history1": T(points), "history3": T(points), "return_x0": True},
-        ),
-        # The quantile between the two largest, of samples with one element, and the largest.
-        Sample("dynamic", (T((3, 500)), T((3, 500)), rows), {"clip": 0.1, "quantile": 0.999}),
-        Sample("dynamic of one", (T((3, 1)), T((3, 1)), rows), {"clip": 0.1, "quantile": 0.5}),
-        Sample("dynamic maximum", (T((3, 7)), T((3, 7)), rows), {"clip": 0.1, "quantile": 1.0}),
-        Sample("channels last", (T((2, 3, 4, 5), channels_last=True), T((2, 3, 4, 5)), row)),
-        Sample("empty", (T((0, 4)), T((0, 4)), row, 1), {"add_noise": True, "clip": 1.0, "quantile": 0.9}),
-    )  # fmt: skip
-
-
-def _bad_calls() -> tuple[BadCall, ...]:
-    x, row = torch.zeros(2, 3), torch.zeros(11)
-    calls: tuple[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str], ...] = (
-        ("integers", (x.long(), x, row), {}, TypeError, "x must be float32"),
-        ("one dimension", (row, row, row), {}, ValueError, r"x must have shape \(N, \.\.\.\)"),
-        ("prediction of another shape", (x, x.T, row), {}, ValueError, r"prediction must have shape \(2, 3\)"),
-        ("prediction elsewhere", (x, x.to("meta"), row), {}, ValueError, "prediction must have shape .* on cpu"),
-        ("too few coefficients", (x, x, row[:9]), {}, ValueError, r"coefficients must have shape \(11,\) or"),
-        ("rows for others", (x, x, row.expand(3, 11)), {}, ValueError, "coefficients must have shape"),
-        ("integer coefficients", (x, x, row.int()), {}, TypeError, "coefficients must be float32"),
-        ("a list", (x, x, [0.0] * 11), {}, TypeError, "coefficients must be a tensor, got list"),
-        ("guidance alone", (x, x, row), {"guidance": 2.0}, ValueError, "unconditional must be given with guidance"),
-        ("no guidance", (x, x, row), {"unconditional": x}, ValueError, "guidance must be given with unconditional"),
-        ("guidance text", (x, x, row), {"unconditional": x, "guidance": "2"}, TypeError, "guidance must be a tensor"),
-        ("guidances", (x, x, row), {"unconditional": x, "guidance": row}, ValueError, "guidance must be a number"),
-        ("variance of another shape", (x, x, row), {"variance": x.T}, ValueError, "variance must have shape"),
-        ("history of another shape", (x, x, row), {"history2": x.T}, ValueError, "history2 must have shape"),
-        ("history is a tuple", (x, x, row), {"history1": (x,)}, TypeError, "history1 must be a tensor"),
-        ("negative clip", (x, x, row), {"clip": -1.0}, ValueError, "clip must be finite and positive"),
-        ("quantile without clip", (x, x, row), {"quantile": 0.9}, ValueError, "clip must be given with a quantile"),
-        ("quantile", (x, x, row), {"clip": 1.0, "quantile": 1.5}, ValueError, r"quantile must lie in \(0, 1\]"),
-        ("limit alone", (x, x, row), {"quantile_limit": 2.0}, ValueError, "quantile_limit must be None"),
-        ("limit", (x, x, row), {"clip": 1.0, "quantile": 0.9, "quantile_limit": 0.5}, ValueError, "quantile_limit"),
-        ("seed in vain", (x, x, row, 3), {}, ValueError, "add_noise must be True where seed"),
-        ("noise of another shape", (x, x, row), {"noise": x.T, "add_noise": True}, ValueError, "noise must have"),
-    )  # fmt: skip
-    return tuple(BadCall(*call) for call in calls)
 
 
 def denoise_step_reference(
@@ -564,102 +513,14 @@ def denoise_step_reference(
     return y, x0 if return_x0 else None
 
 
-_ROW_SHAPE = (16, 3, 64, 64)
-
-
-def _ddpm_row() -> Row:
-    """The ancestral step of a DDPM with 1000 steps of the linear schedule, x0 clipped, at t = 500."""
-
-    def make() -> dict[str, Any]:
-        x, eps = torch.randn(2, *_ROW_SHAPE)
-        beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        alpha_bar = (1 - beta).cumprod(0)
-        now, before, b = alpha_bar[500].item(), alpha_bar[499].item(), beta[500].item()
-        to_x0, to_state = (
-            math.sqrt(before) * b / (1 - now),
-            math.sqrt(1 - b) * (1 - before) / (1 - now),
-        )
-        deviation = math.sqrt(b * (1 - before) / (1 - now))
-        alpha, sigma = math.sqrt(now), math.sqrt(1 - now)
-        row = torch.tensor([1 / alpha, -sigma / alpha, to_state, to_x0, 0, deviation, *[0.0] * 5])
-
-        def eager() -> Tensor:
-            x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
-            return to_x0 * x0 + to_state * x + deviation * torch.randn_like(x)
-
-        def ours() -> Any:
-            return denoise_step(x, eps, row, add_noise=True, clip=1.0)
-
-        calls = {"ours": ours, "eager": eager}
-        try:
-            from diffusers import DDPMScheduler
-        except ImportError:
-            return calls
-        scheduler: Any = DDPMScheduler(1000)
-        scheduler.set_timesteps(1000)
-        return calls | {"diffusers": lambda: scheduler.step(eps, 500, x)}
-
-    size = ",".join(map(str, _ROW_SHAPE))
-    return Row("denoise_step DDPM with noise", size, make, bytes=3 * 4 * math.prod(_ROW_SHAPE))
-
-
-def _ddim_row(with_guidance: bool) -> Row:
-    """A DDIM step from t = 500 to 480 of the same schedule, x0 clipped."""
-
-    def make() -> dict[str, Any]:
-        x, conditional, unconditional = torch.randn(3, *_ROW_SHAPE)
-        both = torch.cat((unconditional, conditional))
-        alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
-        now, then = alpha_bar[500].item(), alpha_bar[480].item()
-        alpha, sigma = math.sqrt(now), math.sqrt(1 - now)
-        next_alpha, next_sigma = math.sqrt(then), math.sqrt(1 - then)
-        row = torch.tensor([1 / alpha, -sigma / alpha, 0, next_alpha, next_sigma, *[0.0] * 6])
-        scale = torch.tensor(3.0)
-
-        def eager() -> Tensor:
-            eps = conditional
-            if with_guidance:
-                without, eps = both.chunk(2)
-                eps = without + 3.0 * (eps - without)
-            x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
-            return next_alpha * x0 + next_sigma * eps
-
-        def ours() -> Any:
-            if not with_guidance:
-                return denoise_step(x, conditional, row, clip=1.0)
-            without, eps = both.chunk(2)
-            return denoise_step(x, eps, row, clip=1.0, unconditional=without, guidance=scale)
-
-        calls = {"ours": ours, "eager": eager}
-        try:
-            from diffusers import DDIMScheduler
-        except ImportError:
-            return calls
-        scheduler: Any = DDIMScheduler(1000)
-        scheduler.set_timesteps(50)
-
-        def diffusers() -> Any:
-            eps = conditional
-            if with_guidance:
-                without, eps = both.chunk(2)
-                eps = without + 3.0 * (eps - without)
-            return scheduler.step(eps, 500, x)
-
-        return calls | {"diffusers": diffusers}
-
-    name = f"denoise_step {'guidance + ' if with_guidance else ''}DDIM"
-    size = ",".join(map(str, _ROW_SHAPE))
-    return Row(name, size, make, bytes=(3 + with_guidance) * 4 * math.prod(_ROW_SHAPE))
-
-
 register(
     Op(
         name="denoise_step",
         function=denoise_step,
         reference=denoise_step_reference,
         kernels=(_step, _bound),
-        samples=_samples(),
-        bad_calls=_bad_calls(),
+        samples=samples(),
+        bad_calls=bad_calls(),
         orders=0,  # where a gradient is asked for, the reference serves
         # Normal numbers are good to 4 ulp of max(|z|, 1), and made ones are rounded to a half type.
         epsilon={
@@ -668,6 +529,6 @@ register(
             torch.bfloat16: 2e-2,
             torch.float16: 3e-3,
         },
-        rows=lambda: [_ddpm_row(), _ddim_row(False), _ddim_row(True)],
+        rows=rows,
     )
 )

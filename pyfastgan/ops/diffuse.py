@@ -20,8 +20,6 @@ pieces. Deterministic.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +35,8 @@ from ._common import (
     forward_mode,
     needs_grad,
 )
-from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from ._diffuse_calls import bad_calls, rows, samples
+from ._registry import Kernel, Op, register
 from .random import _normal_kernel, noise_arguments, noise_seed
 
 
@@ -120,11 +119,12 @@ def _forward_native(
     stream: int,
     sample_offset: int,
     want_noise: bool,
-) -> tuple[Tensor, Tensor]:
-    x0, alpha, sigma, noise = _contiguous(x0, alpha, sigma, noise)
+) -> tuple[Tensor, Tensor | None]:
+    x0, alpha, sigma = x0.contiguous(), alpha.contiguous(), sigma.contiguous()
+    noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     y = torch.empty_like(x0)
-    kept = torch.empty_like(x0) if want_noise else x0.new_empty(0)
+    kept = torch.empty_like(x0) if want_noise else None
     launch(
         backend,
         "diffuse",
@@ -134,7 +134,7 @@ def _forward_native(
         sigma.data_ptr(),
         address(noise),
         y.data_ptr(),
-        kept.data_ptr() if want_noise else None,
+        address(kept),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
@@ -157,7 +157,7 @@ def _backward_reference(
     wide = accumulation(dy.dtype)
     dx0 = (column(alpha, dy) * dy.to(wide)).to(dy.dtype) if want_x0 else dy.new_empty(0)
     if not want_coefficients:
-        return dx0, alpha.new_empty(0), alpha.new_empty(0)
+        return dx0, dy.new_empty(0), dy.new_empty(0)
     assert z is not None
     by_x0, by_noise = ((dy.to(wide) * t.to(wide)).flatten(1).sum(1) for t in (x0, z))
     return dx0, by_x0, by_noise
@@ -167,8 +167,10 @@ def _backward_fake(
     dy: Tensor, x0: Tensor, alpha: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, want_x0, want_coefficients = rest
-    size = alpha.shape if want_coefficients else 0
-    return dy.new_empty(dy.shape if want_x0 else 0), alpha.new_empty(size), alpha.new_empty(size)
+    dx0 = dy.new_empty(dy.shape if want_x0 else 0)
+    if not want_coefficients:
+        return dx0, dy.new_empty(0), dy.new_empty(0)
+    return dx0, alpha.new_empty(alpha.shape), alpha.new_empty(alpha.shape)
 
 
 def _backward_cpu(
@@ -181,10 +183,13 @@ def _backward_cpu(
     sample_offset: int,
     want_x0: bool,
     want_coefficients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    dy, x0, alpha = dy.contiguous(), x0.contiguous(), alpha.contiguous()
+    noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
-    dx0, dalpha, dsigma = outputs = _backward_fake(dy, x0, alpha, want_x0, want_coefficients)
+    dx0 = torch.empty_like(dy) if want_x0 else None
+    dalpha = torch.empty_like(alpha) if want_coefficients else None
+    dsigma = torch.empty_like(alpha) if want_coefficients else None
     launch(
         "cpu",
         "diffuse_backward",
@@ -193,13 +198,13 @@ def _backward_cpu(
         x0.data_ptr(),
         alpha.data_ptr(),
         address(noise),
-        dx0.data_ptr() if want_x0 else None,
-        dalpha.data_ptr() if want_coefficients else None,
-        dsigma.data_ptr() if want_coefficients else None,
+        address(dx0),
+        address(dalpha),
+        address(dsigma),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
-    return outputs
+    return dx0, dalpha, dsigma
 
 
 def parts_of(elements: int) -> int:
@@ -217,7 +222,7 @@ def _backward_cuda(
     sample_offset: int,
     want_x0: bool,
     want_coefficients: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     dy, x0, alpha, noise = _contiguous(dy, x0, alpha, noise)
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
     dx0, *_ = _backward_fake(dy, x0, alpha, want_x0, False)
@@ -238,7 +243,7 @@ def _backward_cuda(
         *counter,
     )
     if not want_coefficients:
-        return dx0, sums, sums.clone()
+        return dx0, None, None
     by_x0, by_noise = sums.sum(-1)
     return dx0, by_x0.clone(), by_noise.clone()
 
@@ -274,7 +279,8 @@ class _Diffuse(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x0, alpha, sigma, noise, seed, *ctx.counter, _ = inputs
-        ctx.mark_non_differentiable(output[1])
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x0, alpha, sigma, noise, seed)
 
     @staticmethod
@@ -377,77 +383,14 @@ def diffuse(
     return x_t, (kept if noise is None else noise) if return_noise else None
 
 
-def _samples() -> tuple[Sample, ...]:
-    def coefficients(n: int) -> tuple[T, T]:
-        return T((n,), map=torch.sigmoid), T((n,), map=torch.sigmoid)
-
-    seeds = torch.tensor([5, -7, 5])
-    return (
-        # Blocks of one sample, several pieces of work in it, and an odd end.
-        Sample("images", (T((2, 3, 31, 37)), *coefficients(2), 7), {"stream": 3, "sample_offset": 9}),
-        # Many samples in a piece, each shorter than a vector.
-        Sample("points", (T((40, 3)), *coefficients(40), 2**63)),
-        # A cut between pieces inside of a sample and at its end.
-        Sample("long", (T((3, 4096)), *coefficients(3), 1), {"return_noise": False}),
-        Sample("a seed a sample", (T((3, 5, 7)), *coefficients(3), seeds)),
-        Sample("given noise", (T((3, 7)), *coefficients(3)), {"noise": T((3, 7))}),
-        Sample("channels last", (T((2, 3, 4, 5), channels_last=True), *coefficients(2), 1)),
-        Sample("empty", (T((0, 4)), *coefficients(0), 1)),
-        Sample("empty samples", (T((2, 0)), *coefficients(2), 1)),
-    )  # fmt: skip
-
-
-def _bad_calls() -> tuple[BadCall, ...]:
-    x, a, s = torch.zeros(2, 3), torch.ones(2), torch.ones(2)
-    return (
-        BadCall("integers", (x.long(), a, s), {}, TypeError, "x0 must be float32"),
-        BadCall("one dimension", (a, a, s), {}, ValueError, r"x0 must have shape \(N, \.\.\.\)"),
-        BadCall("alpha of another length", (x, torch.ones(3), s), {}, ValueError, r"alpha must have shape \(2,\)"),
-        BadCall("alpha is a number", (x, 0.5, s), {}, TypeError, "alpha must be a tensor, got float"),
-        BadCall("sigma of integers", (x, a, s.int()), {}, TypeError, "sigma must be float32"),
-        BadCall("sigma elsewhere", (x, a, s.to("meta")), {}, ValueError, "sigma must be on cpu"),
-        BadCall("seed is a float", (x, a, s, 1.5), {}, TypeError, "seed must be an int64 tensor or an int"),
-        BadCall("stream", (x, a, s, 1), {"stream": -1}, ValueError, "stream must lie in"),
-        BadCall("noise and seed", (x, a, s, 1), {"noise": x}, ValueError, "seed and generator must be None"),
-        BadCall("noise of another shape", (x, a, s), {"noise": x.T}, ValueError, r"noise must have shape \(2, 3\)"),
-        BadCall("noise of another dtype", (x, a, s), {"noise": x.double()}, TypeError, "noise must have dtype"),
-    )  # fmt: skip
-
-
-def _row(shape: tuple[int, ...], backward: bool) -> Row:
-    def make() -> dict[str, Any]:
-        x0, dy = torch.randn(shape), torch.randn(shape)
-        alpha_bar = torch.rand(shape[0])
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-        def eager() -> Any:
-            noise = torch.randn_like(x0)
-            return column(alpha, x0) * x0 + column(sigma, x0) * noise, noise
-
-        def run(f: Any) -> Any:
-            return torch.autograd.grad(f()[0], (x0, alpha, sigma), dy) if backward else f()
-
-        if backward:
-            x0, alpha, sigma = (t.requires_grad_() for t in (x0, alpha, sigma))
-        return {"ours": lambda: run(lambda: diffuse(x0, alpha, sigma)), "eager": lambda: run(eager)}
-
-    name = "diffuse with noise fwd+bwd" if backward else "diffuse with noise"
-    moves = 3 + (3 if backward else 0)
-    return Row(name, ",".join(map(str, shape)), make, bytes=moves * 4 * math.prod(shape))
-
-
-def _rows() -> Sequence[Row]:
-    return [_row((64, 3, 32, 32), False), _row((16, 3, 64, 64), False), _row((64, 3, 32, 32), True)]
-
-
 register(
     Op(
         name="diffuse",
         function=diffuse,
         reference=diffuse_reference,
         kernels=(_forward, _backward),
-        samples=_samples(),
-        bad_calls=_bad_calls(),
+        samples=samples(),
+        bad_calls=bad_calls(),
         orders=2,
         # A normal number is good to 4 ulp of max(|z|, 1); a half type rounds it, to the other side
         # at times. The gradients of alpha and sigma are sums over a sample, in an order that
@@ -458,6 +401,6 @@ register(
             torch.bfloat16: 1e-2,
             torch.float16: 1.5e-3,
         },
-        rows=_rows,
+        rows=rows,
     )
 )

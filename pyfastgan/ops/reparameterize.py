@@ -121,7 +121,8 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor]:
     mean, logvar = mean.contiguous(), logvar.contiguous()
     noise = None if noise is None else noise.contiguous()
-    z, kl = _forward_fake(mean)
+    z = torch.empty_like(mean)
+    kl = mean.new_empty(mean.size(0), dtype=accumulation(mean.dtype))
     seed, counter = noise_arguments(seed, mean.shape, stream, sample_offset)
     _backends.native("_cpu").reparameterize(
         mean.data_ptr(),
@@ -145,10 +146,16 @@ def _backward_cpu(
     noise: Tensor | None,
     stream: int,
     sample_offset: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dz, dkl, mean, logvar = (t.contiguous() for t in (dz, dkl, mean, logvar))
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    dz, dkl, mean, logvar = (
+        dz.contiguous(),
+        dkl.contiguous(),
+        mean.contiguous(),
+        logvar.contiguous(),
+    )
     noise = None if noise is None else noise.contiguous()
-    dmean, dlogvar, dnoise = _backward_fake(dz, dkl, mean, logvar, seed, noise)
+    dmean, dlogvar = torch.empty_like(mean), torch.empty_like(mean)
+    dnoise = None if noise is None else torch.empty_like(mean)
     seed, counter = noise_arguments(seed, mean.shape, stream, sample_offset)
     _backends.native("_cpu").reparameterize_backward(
         dz.data_ptr(),
@@ -158,7 +165,7 @@ def _backward_cpu(
         address(noise),
         dmean.data_ptr(),
         dlogvar.data_ptr(),
-        None if noise is None else dnoise.data_ptr(),
+        address(dnoise),
         TYPE_NUMBER[mean.dtype],
         *counter,
         torch.get_num_threads(),

@@ -223,3 +223,37 @@ def test_training_a_pipeline():
     torch.testing.assert_close(
         torch.tensor(losses[20:]), torch.tensor(losses[:20]), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_a_change_between_two_steps_is_seen(kind):
+    theirs, ours = kind(), kind()
+    pf.accelerate(ours)
+    table = "sigmas" if kind is EulerDiscreteScheduler else "alphas_cumprod"
+    x, prediction = normals(0), normals(1)
+
+    def check(**options):
+        def step(m):
+            m._step_index = 3
+            m.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(5)
+            return m.step(prediction, m.timesteps[3], x, generator=generator, **options)[0]
+
+        torch.testing.assert_close(step(ours), step(theirs), atol=2e-5, rtol=1e-5)
+
+    def both(change):
+        change(theirs)
+        change(ours)
+        check()
+
+    both(lambda m: m.set_timesteps(10))
+    both(lambda m: m.set_timesteps(5))
+    both(lambda m: getattr(m, table).mul_(0.9))
+    both(lambda m: setattr(m, table, getattr(m, table) * 0.9))
+    both(lambda m: m.register_to_config(prediction_type="v_prediction"))
+    if kind is DDIMScheduler:
+        check(eta=0.5)
+        check(use_clipped_model_output=True)
+    with torch.inference_mode():
+        both(lambda m: setattr(m, table, getattr(m, table) * 0.9))
+        both(lambda m: getattr(m, table).mul_(0.9))

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfastgan as pf
 from pyfastgan.ops import _backends, _registry
@@ -71,6 +72,33 @@ def test_the_chosen_backend_is_the_one_that_runs(monkeypatch):
         pf.ops.bias_act(torch.ones(300_000))
     pf.ops.bias_act(torch.ones(300_000))
     assert ran == ["reference", "reference" if PURE else "cpu"]
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that are called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_every_call():
+    x = torch.ones(2, 3)
+    with Seen() as seen:
+        pf.ops.denoise_step(x, x, torch.ones(11))
+        pf.ops.random_normal((2, 3), 1)
+    assert {"pyfastgan.denoise_step.default", "pyfastgan.random_normal.default"} <= {*seen.names}
+
+
+def test_the_dispatcher_gets_empty_tensors_for_what_nobody_asked_for():
+    x, row = torch.ones(2, 3, dtype=torch.float16), torch.ones(11)
+    arguments = (x, x, *(None,) * 6, row, None, None, None, None, 0, 0, False)
+    y, x0 = torch.ops.pyfastgan.denoise_step(*arguments)
+    assert (y.shape, x0.shape, x0.dtype) == ((2, 3), (0,), torch.float16)
 
 
 def test_the_environment_sets_the_default():

@@ -49,3 +49,14 @@ def test_small_tensors_give_what_large_ones_do():
     for a, b in zip(small, large, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert pf.ops.bernoulli_nll(torch.ones(4), torch.ones(4, requires_grad=True)).shape == (4,)
+
+
+def test_torch_serves_what_is_small_only_where_the_choice_is_ours():
+    def served_by_an_autograd_function(size):
+        nll = pf.ops.bernoulli_nll(torch.zeros(2, size), torch.zeros(2, size, requires_grad=True))
+        return "_Function" in type(nll.grad_fn).__name__
+
+    assert not served_by_an_autograd_function(8)
+    assert served_by_an_autograd_function(2**14)
+    with pf.use_backend("reference"):
+        assert served_by_an_autograd_function(8)

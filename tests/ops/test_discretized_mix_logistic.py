@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import pyfastgan as pf
+from pyfastgan.ops._discretized_mix_logistic_calls import _published, _spread
 from pyfastgan.ops._registry import ops
-from pyfastgan.ops.discretized_mix_logistic import _published, _spread
 from pyfastgan.testing import backends
 
 BACKENDS = backends(ops()["discretized_mix_logistic"])

@@ -7,7 +7,9 @@ from the same generators. What the library keeps on a GPU is left to the library
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -40,10 +42,34 @@ def table_of(t: Any) -> Any:
     return t.numpy() if known and not torch.compiler.is_compiling() else None
 
 
-def update(x: Tensor, prediction: Tensor, row: dict[str, Any], **options: Any) -> Any:
-    numbers = np.array([row.get(name, 0.0) for name in COEFFICIENTS], dtype=np.float32)
-    coefficients = torch.from_numpy(numbers).to(x.device)
-    return denoise_step(x, prediction, coefficients, return_x0=True, **options)
+# For each scheduler: a table, its version, and what was made of it.
+_made: Any = WeakKeyDictionary()
+
+
+def kept(scheduler: Any, table: Tensor, key: Any, make: Callable[[], Any]) -> Any:
+    """`make()` for this table and this key, made once as long as the table stays as it is: numbers cost more than a
+    small step does. The key has to name whatever else they depend on."""
+    if table.is_inference():
+        return make()  # it does not tell whether it was changed
+    state = _made.get(scheduler)
+    if state is None or state[0] is not table or state[1] != table._version:
+        state = _made[scheduler] = (table, table._version, {})
+    found = state[2].get(key)
+    if found is None:
+        found = state[2][key] = make()
+    return found
+
+
+def as_row(row: dict[str, Any]) -> Tensor:
+    """The coefficients of `denoise_step`."""
+    numbers = [row.get(name, 0.0) for name in COEFFICIENTS]
+    return torch.from_numpy(np.array(numbers, dtype=np.float32))
+
+
+def update(x: Tensor, prediction: Tensor, row: Tensor, **options: Any) -> Any:
+    if not x.is_cpu:
+        row = row.to(x.device)
+    return denoise_step(x, prediction, row, return_x0=True, **options)
 
 
 def bounds(config: Any) -> dict[str, Any]:

@@ -9,7 +9,19 @@ import numpy as np
 from diffusers.schedulers import scheduling_ddim
 from torch import Tensor
 
-from .common import ONE, Cumulative, F, bounds, noise_like, ready, table_of, update, x0_row
+from .common import (
+    ONE,
+    Cumulative,
+    F,
+    as_row,
+    bounds,
+    kept,
+    noise_like,
+    ready,
+    table_of,
+    update,
+    x0_row,
+)
 
 
 class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
@@ -29,13 +41,15 @@ class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
         clash = variance_noise is not None and generator is not None
         row = None
         if self.num_inference_steps and table is not None and ready(*tensors) and not clash:
-            t = int(timestep)
-            before = t - config.num_train_timesteps // self.num_inference_steps
-            share = table[t]
-            share_before = table[before] if before >= 0 else F(self.final_alpha_cumprod)
-            rest, rest_before = ONE - share, ONE - share_before
-            alpha, sigma = np.sqrt(share), np.sqrt(rest)
-            row = x0_row(config.prediction_type, alpha, sigma)
+            t, kind = int(timestep), config.prediction_type
+            settings = (self.num_inference_steps, float(self.final_alpha_cumprod), eta)
+            key = (t, kind, use_clipped_model_output, *settings)
+            row = kept(
+                self,
+                self.alphas_cumprod,
+                key,
+                lambda: self._row(table, t, eta, use_clipped_model_output),
+            )
         if row is None:
             return super().step(
                 model_output,
@@ -47,21 +61,8 @@ class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
                 variance_noise,
                 return_dict,
             )
-        deviation = F(eta) * np.sqrt(rest_before / rest * (ONE - share / share_before))
-        # The direction to x_t, along the predicted noise.
-        along = np.sqrt(ONE - share_before - deviation * deviation)
-        row["x0"] = np.sqrt(share_before)
-        if use_clipped_model_output:
-            row["state"], row["x0"] = along / sigma, row["x0"] - along * alpha / sigma
-        elif config.prediction_type == "epsilon":
-            row["prediction"] = along
-        elif config.prediction_type == "sample":
-            row["state"], row["prediction"] = along / sigma, -along * alpha / sigma
-        else:
-            row["state"], row["prediction"] = along * sigma, along * alpha
         options = bounds(config)
         if eta > 0:
-            row["noise"] = deviation
             if variance_noise is None:
                 variance_noise = noise_like(model_output, generator)
             options |= {"add_noise": True, "noise": variance_noise}
@@ -69,3 +70,29 @@ class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
         if not return_dict:
             return y, x0
         return scheduling_ddim.DDIMSchedulerOutput(prev_sample=y, pred_original_sample=x0)
+
+    def _row(self, table: Any, t: int, eta: float, use_clipped_model_output: bool) -> Any:
+        kind = self.config.prediction_type
+        before = t - self.config.num_train_timesteps // self.num_inference_steps
+        share = table[t]
+        share_before = table[before] if before >= 0 else F(self.final_alpha_cumprod)
+        rest, rest_before = ONE - share, ONE - share_before
+        alpha, sigma = np.sqrt(share), np.sqrt(rest)
+        row = x0_row(kind, alpha, sigma)
+        if row is None:
+            return None
+        deviation = F(eta) * np.sqrt(rest_before / rest * (ONE - share / share_before))
+        # The direction to x_t, along the predicted noise.
+        along = np.sqrt(ONE - share_before - deviation * deviation)
+        row["x0"] = np.sqrt(share_before)
+        if use_clipped_model_output:
+            row["state"], row["x0"] = along / sigma, row["x0"] - along * alpha / sigma
+        elif kind == "epsilon":
+            row["prediction"] = along
+        elif kind == "sample":
+            row["state"], row["prediction"] = along / sigma, -along * alpha / sigma
+        else:
+            row["state"], row["prediction"] = along * sigma, along * alpha
+        if eta > 0:
+            row["noise"] = deviation
+        return as_row(row)

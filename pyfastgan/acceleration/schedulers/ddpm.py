@@ -9,7 +9,20 @@ import numpy as np
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
-from .common import HALF, ONE, Cumulative, F, bounds, noise_like, ready, table_of, update, x0_row
+from .common import (
+    HALF,
+    ONE,
+    Cumulative,
+    F,
+    as_row,
+    bounds,
+    kept,
+    noise_like,
+    ready,
+    table_of,
+    update,
+    x0_row,
+)
 
 
 class DDPMScheduler(Cumulative, diffusers.DDPMScheduler):
@@ -22,29 +35,37 @@ class DDPMScheduler(Cumulative, diffusers.DDPMScheduler):
         return_dict: bool = True,
     ) -> Any:
         table, config = table_of(self.alphas_cumprod), self.config
-        deviation = DEVIATIONS.get(self.variance_type)
-        if table is None or deviation is None or not ready(model_output, sample):
+        known = self.variance_type in DEVIATIONS
+        if table is None or not known or not ready(model_output, sample):
             return super().step(model_output, timestep, sample, generator, return_dict)
         t, before = int(timestep), int(self.previous_timestep(timestep))
-        share, share_before = table[t], table[before] if before >= 0 else ONE
-        rest, rest_before = ONE - share, ONE - share_before
-        ratio = share / share_before
-        beta = ONE - ratio
-        row = x0_row(config.prediction_type, np.sqrt(share), np.sqrt(rest))
+        key = (t, before, config.prediction_type, self.variance_type)
+        row = kept(self, self.alphas_cumprod, key, lambda: self._row(table, t, before))
         if row is None:
             return super().step(model_output, timestep, sample, generator, return_dict)
-        row["x0"] = np.sqrt(share_before) * beta / rest
-        row["state"] = np.sqrt(ratio) * rest_before / rest
         options = bounds(config)
         if t > 0:
-            variance = np.maximum(rest_before / rest * beta, F(1e-20))
-            row["noise"] = deviation(variance, beta)
             options["add_noise"] = True
             options["noise"] = noise_like(model_output, generator)
         y, x0 = update(sample, model_output, row, **options)
         if not return_dict:
             return y, x0
         return scheduling_ddpm.DDPMSchedulerOutput(prev_sample=y, pred_original_sample=x0)
+
+    def _row(self, table: Any, t: int, before: int) -> Any:
+        share, share_before = table[t], table[before] if before >= 0 else ONE
+        rest, rest_before = ONE - share, ONE - share_before
+        ratio = share / share_before
+        beta = ONE - ratio
+        row = x0_row(self.config.prediction_type, np.sqrt(share), np.sqrt(rest))
+        if row is None:
+            return None
+        row["x0"] = np.sqrt(share_before) * beta / rest
+        row["state"] = np.sqrt(ratio) * rest_before / rest
+        if t > 0:
+            variance = np.maximum(rest_before / rest * beta, F(1e-20))
+            row["noise"] = DEVIATIONS[self.variance_type](variance, beta)
+        return as_row(row)
 
 
 DEVIATIONS = {

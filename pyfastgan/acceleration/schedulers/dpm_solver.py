@@ -10,7 +10,20 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from .common import HALF, ONE, TWO, bounds, noise_like, noised, ready, table_of, update, x0_row
+from .common import (
+    HALF,
+    ONE,
+    TWO,
+    as_row,
+    bounds,
+    kept,
+    noise_like,
+    noised,
+    ready,
+    table_of,
+    update,
+    x0_row,
+)
 
 
 class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
@@ -81,17 +94,14 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
         if usual:
             if self.step_index is None:
                 self._init_step_index(timestep)
-            sigma = sigmas[self.step_index]
-            if config.prediction_type == "flow_prediction":
-                row = {"x0_state": ONE, "x0_prediction": -sigma}
-            else:
-                row = x0_row(config.prediction_type, *self._alpha_sigma(sigma))
+            order, place = self._order(), self.step_index
+            settings = (config.prediction_type, config.algorithm_type, config.solver_type)
+            key = (place, order, config.use_flow_sigmas, *settings)
+            row = kept(self, self.sigmas, key, lambda: self._row(sigmas, order))
         if row is None:
             return super().step(
                 model_output, timestep, sample, generator, variance_noise, return_dict
             )
-        order = self._order()
-        row |= self._weights(sigmas, order)
         options = bounds(config)
         if sde:
             noise = variance_noise
@@ -106,6 +116,14 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
         self.lower_order_nums = min(self.lower_order_nums + 1, config.solver_order)
         self._step_index += 1
         return SchedulerOutput(prev_sample=y) if return_dict else (y,)
+
+    def _row(self, sigmas: Any, order: int) -> Tensor | None:
+        sigma, kind = sigmas[self.step_index], self.config.prediction_type
+        if kind == "flow_prediction":
+            row: Any = {"x0_state": ONE, "x0_prediction": -sigma}
+        else:
+            row = x0_row(kind, *self._alpha_sigma(sigma))
+        return None if row is None else as_row(row | self._weights(sigmas, order))
 
     def _order(self) -> int:
         """Of this step: fewer at the beginning, and at the end of a short way."""

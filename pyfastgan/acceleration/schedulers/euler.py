@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers import scheduling_euler_discrete
 from torch import Tensor
 
-from .common import ONE, noised, ready, table_of, update
+from .common import ONE, as_row, kept, noised, ready, table_of, update
 
 
 class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
@@ -44,15 +44,8 @@ class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
             )
         if self.step_index is None:
             self._init_step_index(timestep)
-        sigma, following = sigmas[self.step_index], sigmas[self.step_index + 1]
-        if kind == "epsilon":
-            row = {"x0_state": ONE, "x0_prediction": -sigma}
-        elif kind == "v_prediction":
-            above = sigma * sigma + ONE
-            row = {"x0_state": ONE / above, "x0_prediction": -sigma / np.sqrt(above)}
-        else:
-            row = {"x0_prediction": ONE}
-        row["state"], row["x0"] = following / sigma, (sigma - following) / sigma
+        place = self.step_index
+        row = kept(self, self.sigmas, (place, kind), lambda: _row(kind, *sigmas[place : place + 2]))
         y, x0 = update(sample, model_output, row)
         self._step_index += 1
         if not return_dict:
@@ -65,3 +58,15 @@ class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
             self, original_samples, noise, timesteps, lambda sigma: (torch.ones_like(sigma), sigma)
         )
         return super().add_noise(original_samples, noise, timesteps) if x_t is None else x_t
+
+
+def _row(kind: str, sigma: Any, following: Any) -> Tensor:
+    if kind == "epsilon":
+        row = {"x0_state": ONE, "x0_prediction": -sigma}
+    elif kind == "v_prediction":
+        above = sigma * sigma + ONE
+        row = {"x0_state": ONE / above, "x0_prediction": -sigma / np.sqrt(above)}
+    else:
+        row = {"x0_prediction": ONE}
+    row["state"], row["x0"] = following / sigma, (sigma - following) / sigma
+    return as_row(row)

@@ -9,7 +9,7 @@ import torch
 from diffusers.schedulers import scheduling_flow_match_euler_discrete as scheduling_flow
 from torch import Tensor
 
-from .common import ONE, noise_like, noised, ready, table_of, update
+from .common import ONE, as_row, noise_like, noised, ready, table_of, update
 
 
 class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
@@ -49,7 +49,7 @@ class FlowMatchEulerDiscreteScheduler(diffusers.FlowMatchEulerDiscreteScheduler)
             noise = noise_like(sample, generator)
             row = {"x0_state": ONE, "x0_prediction": -sigma, "x0": ONE - following}
             row["noise"] = following
-            y, _ = update(sample, model_output, row, noise=noise, add_noise=True)
+            y, _ = update(sample, model_output, as_row(row), noise=noise, add_noise=True)
         else:
             y = torch.add(sample, model_output, alpha=float(following - sigma))
         self._step_index += 1
