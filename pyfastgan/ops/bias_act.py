@@ -49,6 +49,7 @@ from ._common import (
     is_channels_last,
     needs_grad,
     outer_channels_inner,
+    output,
     under_autocast,
 )
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
@@ -346,8 +347,8 @@ def _forward_cpu(
     _backends.native("_cpu").bias_act(
         x.data_ptr(),
         address(bias),
-        y.data_ptr(),
-        mask.data_ptr() if want_mask else None,
+        output(y),
+        output(mask if want_mask else None),
         *_launch_arguments(x, bias is not None, act, slope, gain, clamp),
     )
     return y, mask
@@ -377,7 +378,7 @@ def _backward_cpu(
         None if masked else at.data_ptr(),
         at.data_ptr() if masked else None,
         address(bias),
-        dx.data_ptr(),
+        output(dx),
         dbias.data_ptr() if want_bias else None,
         *_launch_arguments(dy, channelwise, act, slope, gain, clamp),
     )
@@ -407,8 +408,8 @@ def _backward_backward_cpu(
         dy.data_ptr(),
         x.data_ptr(),
         address(bias),
-        grad_dy.data_ptr(),
-        grad_x.data_ptr(),
+        output(grad_dy),
+        output(grad_x),
         grad_bias.data_ptr() if want_bias else None,
         *_launch_arguments(x, channelwise, act, slope, gain, clamp),
     )
