@@ -7,8 +7,8 @@
 // 2 n s bytes, and so does the backward of the backward. Bit k of the mask belongs to element k as it lies in memory.
 //
 // A tensor is (outer, channels, inner). With inner = 1 (channels last, or no spatial extent) the bias runs along the
-// innermost axis, otherwise it is one number a row. Sums over all but the channels are made from fixed pieces in a
-// fixed order, so that they do not depend on the number of threads.
+// innermost axis, otherwise it is one number a row; short rows are taken as one, along which it runs too. Sums over all
+// but the channels are made from fixed pieces in a fixed order, so that they do not depend on the number of threads.
 #include "types.h"
 #include "threads.h"
 
@@ -154,9 +154,13 @@ struct Channels {
 
 // Whole packs of elements that lie next to each other; gives the sum of what F returns. Nothing here is a template
 // parameter that does not change the formula or how memory is read: a loop waits for memory, and there are many.
-// p, c and s are copies: behind a reference they would be read again after every store.
 template <class T, class F, class V = Pack<T>, class S = Scalar<V>>
-V run_packs(const Pointers<T> p, int64_t start, int64_t n, const Channels<S> c, const Settings<S> s) {
+V run_packs(const Pointers<T>& pointers, int64_t start, int64_t n, const Channels<S>& channels,
+            const Settings<S>& settings) {
+    // Behind a reference they would be read again after every store.
+    const Pointers<T> p = pointers;
+    const Channels<S> c = channels;
+    const Settings<S> s = settings;
     constexpr int64_t kStep = lanes<T>();
     const int64_t advance = c.along ? 1 : 0;
     const bool masked = p.mask;
@@ -210,7 +214,7 @@ struct Pass {
     using V = Pack<T>;
     using S = Scalar<V>;
     static constexpr int64_t kStep = lanes<T>();
-    V (*packs)(Pointers<T>, int64_t, int64_t, Channels<S>, Settings<S>);
+    V (*packs)(const Pointers<T>&, int64_t, int64_t, const Channels<S>&, const Settings<S>&);
     int in, out;
     bool makes_mask, takes_mask;
     Pointers<T> p;
@@ -221,12 +225,16 @@ struct Pass {
         const int64_t left = n % kStep, whole = n - left;
         V total = splat<V>(0);
         if (whole) total = packs(p, start, whole, c, s);
-        if (left) {
-            const int64_t by = c.along ? whole : 0;
-            total +=
-                run_part(start + whole, left, {c.bias + by, c.extra + by, c.sums ? c.sums + by : nullptr, c.along});
+        if (left == 0) return total;
+        if (whole && !c.along) {
+            // A row's last pack begins before the others end: some results twice, the same ones, and counted once.
+            V last = packs(p, start + n - kStep, kStep, c, s);
+            for (int64_t lane = 0; lane < kStep - left; ++lane) last[lane] = 0;
+            return total + last;
         }
-        return total;
+        const int64_t by = c.along ? whole : 0;
+        return total +
+               run_part(start + whole, left, {c.bias + by, c.extra + by, c.sums ? c.sums + by : nullptr, c.along});
     }
 
     // Fewer elements than a pack holds: they are taken through the loop in a pack of their own.
@@ -298,38 +306,54 @@ void run_rows(Shape shape, const Pass<T>& pass, const T* bias, const T* extra, S
     }
 }
 
-// The bias along the innermost axis. Few channels are repeated until they fill packs, and several rows at a time are
-// long enough for a loop.
+// The bias along the innermost axis, or rows too short for a loop of their own: `row` elements that it repeats after.
+// What is short is repeated until it fills packs and is long enough for a loop.
 template <class T, class S = Scalar<Pack<T>>>
 void run_innermost(Shape shape, const Pass<T>& pass, const T* bias, const T* extra, S* sums, int threads) {
     constexpr int64_t kLong = 512;
-    const int64_t channels = shape.channels;
-    int64_t repeat = channels % lanes<T>() == 0 || channels > 1024 ? 1 : lanes<T>();
-    if (channels * repeat < kLong) repeat *= kLong / (channels * repeat);
-    const int64_t width = channels * repeat;
-    const int64_t rows_per_piece = ((kPiece + width - 1) / width) * repeat;
+    const int64_t row = shape.channels * shape.inner;
+    int64_t repeat = row % lanes<T>() == 0 || row > 1024 ? 1 : lanes<T>();
+    if (row * repeat < kLong) repeat *= kLong / (row * repeat);
+    const int64_t width = row * repeat;
+    // Sums over a piece cost as much as a row of it.
+    const int64_t fewest = 8, most = (kPiece + width - 1) / width;
+    const int64_t rows_per_piece = (most < fewest ? fewest : most) * repeat;
     const int64_t pieces = (shape.outer + rows_per_piece - 1) / rows_per_piece;
     const std::unique_ptr<S[]> b(new S[width]), e(new S[width]);
-    for (int64_t k = 0; k < width; ++k) {
-        b[k] = bias ? static_cast<S>(to_scalar(bias[k % channels])) : S(0);
-        e[k] = extra ? static_cast<S>(to_scalar(extra[k % channels])) : S(0);
-    }
-    const std::unique_ptr<S[]> partial(sums ? new S[pieces * width]() : nullptr);
+    for (int64_t k = 0; k < width;)
+        for (int64_t c = 0; c < shape.channels; ++c)
+            for (int64_t i = 0; i < shape.inner; ++i, ++k) {
+                b[k] = bias ? static_cast<S>(to_scalar(bias[c])) : S(0);
+                e[k] = extra ? static_cast<S>(to_scalar(extra[c])) : S(0);
+            }
+    const std::unique_ptr<double[]> partial(sums ? new double[pieces * shape.channels]() : nullptr);
     parallel_for(pieces, threads, shape.size() < kSmall, [&](int64_t piece) {
-        const int64_t begin = piece * rows_per_piece * channels;
+        const int64_t begin = piece * rows_per_piece * row;
         const int64_t rest = shape.size() - begin;
-        const int64_t n = rest < rows_per_piece * channels ? rest : rows_per_piece * channels;
-        const Channels<S> all{b.get(), e.get(), sums ? partial.get() + piece * width : nullptr, true};
+        const int64_t n = rest < rows_per_piece * row ? rest : rows_per_piece * row;
+        const std::unique_ptr<S[]> own(sums ? new S[width]() : nullptr);
+        const Channels<S> all{b.get(), e.get(), own.get(), true};
         for (int64_t k = 0; k < n; k += width) pass.run(begin + k, n - k < width ? n - k : width, all);
         if (pass.p.past_caches) stream_done();
+        if (!sums) return;
+        for (int64_t k = 0; k < width;)
+            for (int64_t c = 0; c < shape.channels; ++c) {
+                S sum = 0;
+                for (int64_t i = 0; i < shape.inner; ++i) sum += own[k++];
+                partial[piece * shape.channels + c] += sum;
+            }
     });
     if (!sums) return;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < shape.channels; ++c) {
         double sum = 0;
-        for (int64_t piece = 0; piece < pieces; ++piece)
-            for (int64_t k = c; k < width; k += channels) sum += partial[piece * width + k];
+        for (int64_t piece = 0; piece < pieces; ++piece) sum += partial[piece * shape.channels + c];
         sums[c] = static_cast<S>(sum);
     }
+}
+
+// Whether rows are so short, and repeat so soon, that they are better taken as one.
+bool short_rows(const Shape& shape) {
+    return shape.inner == 1 || (shape.inner < 128 && shape.channels * shape.inner <= 32768);
 }
 
 struct Call {
@@ -367,7 +391,7 @@ void run_call(const Call& call, Pass<T> pass) {
     const T* extra = static_cast<const T*>(call.extra);
     const std::unique_ptr<S[]> totals(call.sums ? new S[shape.channels]() : nullptr);
     if (shape.size() > 0) {
-        if (shape.inner == 1)
+        if (short_rows(shape))
             run_innermost(shape, pass, bias, extra, totals.get(), call.threads);
         else
             run_rows(shape, pass, bias, extra, totals.get(), call.threads);
