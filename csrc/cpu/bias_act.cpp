@@ -152,9 +152,9 @@ struct Channels {
     bool along;
 };
 
-// Whole packs of elements that lie next to each other; gives the sum of what F returns. Nothing here is a template
-// parameter that does not change the formula or how memory is read: a loop waits for memory, and there are many.
-template <class T, class F, class V = Pack<T>, class S = Scalar<V>>
+// Whole packs of elements that lie next to each other, along the bias or (kAlong false) with one; gives the sum of what
+// F returns.
+template <bool kAlong, bool kMasked, class T, class F, class V = Pack<T>, class S = Scalar<V>>
 V run_packs(const Pointers<T>& pointers, int64_t start, int64_t n, const Channels<S>& channels,
             const Settings<S>& settings) {
     // Behind a reference they would be read again after every store.
@@ -162,8 +162,7 @@ V run_packs(const Pointers<T>& pointers, int64_t start, int64_t n, const Channel
     const Channels<S> c = channels;
     const Settings<S> s = settings;
     constexpr int64_t kStep = lanes<T>();
-    const int64_t advance = c.along ? 1 : 0;
-    const bool masked = p.mask;
+    const V row_bias = load<V>(c.bias), row_extra = load<V>(c.extra);
     MaskWriter writer(p.mask, start);
     bool past_caches = sizeof(T) == sizeof(S) && p.past_caches;
     for (int j = 0; j < F::kOut; ++j)
@@ -171,22 +170,21 @@ V run_packs(const Pointers<T>& pointers, int64_t start, int64_t n, const Channel
     const auto step = [&](int64_t k, uint64_t& bits, int shift) __attribute__((always_inline)) {
         V in[F::kIn], out[F::kOut];
         for (int j = 0; j < F::kIn; ++j) {
-            if (F::kTakesMask && j == F::kIn - 1 && masked)
+            if (F::kTakesMask && kMasked && j == F::kIn - 1)
                 in[j] = signs_of(mask_bits(p.mask, start + k), V{});
             else
                 in[j] = Storage<T>::read(p.in[j] + start + k);
         }
-        const V b = load<V>(c.bias + k * advance);
-        const V r = F::apply(in, b, load<V>(c.extra + k * advance), s, out);
-        if constexpr (F::kMakesMask)
-            if (masked) bits |= static_cast<uint64_t>(positive_bits(in[0] + b)) << shift;
+        const V b = kAlong ? load<V>(c.bias + k) : row_bias;
+        const V r = F::apply(in, b, kAlong ? load<V>(c.extra + k) : row_extra, s, out);
+        if constexpr (F::kMakesMask && kMasked) bits |= static_cast<uint64_t>(positive_bits(in[0] + b)) << shift;
         for (int j = 0; j < F::kOut; ++j) {
             if (past_caches)
                 stream(p.out[j] + start + k, out[j]);
             else
                 Storage<T>::write(p.out[j] + start + k, out[j]);
         }
-        if (c.sums) store(c.sums + k, load<V>(c.sums + k) + r);
+        if (kAlong && c.sums) store(c.sums + k, load<V>(c.sums + k) + r);
         return r;
     };
     // On AVX-512 four packs fill a word of the mask. Longer formulas keep the processor busy by themselves.
@@ -196,15 +194,15 @@ V run_packs(const Pointers<T>& pointers, int64_t start, int64_t n, const Channel
     for (; k + kTogether * kStep <= n; k += kTogether * kStep) {
         uint64_t bits = 0;
         for (int j = 0; j < kTogether; ++j) totals[j % 2] += step(k + j * kStep, bits, j * static_cast<int>(kStep));
-        if (F::kMakesMask && masked) writer.add(bits, kTogether * static_cast<int>(kStep));
+        if constexpr (F::kMakesMask && kMasked) writer.add(bits, kTogether * static_cast<int>(kStep));
     }
     if constexpr (kTogether > 1)
         for (; k < n; k += kStep) {
             uint64_t bits = 0;
             totals[0] += step(k, bits, 0);
-            if (F::kMakesMask && masked) writer.add(bits, static_cast<int>(kStep));
+            if constexpr (F::kMakesMask && kMasked) writer.add(bits, static_cast<int>(kStep));
         }
-    if (F::kMakesMask && masked) writer.finish();
+    if constexpr (F::kMakesMask && kMasked) writer.finish();
     return totals[0] + totals[1];
 }
 
@@ -214,7 +212,8 @@ struct Pass {
     using V = Pack<T>;
     using S = Scalar<V>;
     static constexpr int64_t kStep = lanes<T>();
-    V (*packs)(const Pointers<T>&, int64_t, int64_t, const Channels<S>&, const Settings<S>&);
+    V (*loops[2])(const Pointers<T>&, int64_t, int64_t, const Channels<S>&,
+                  const Settings<S>&);  // one bias, or along it
     int in, out;
     bool makes_mask, takes_mask;
     Pointers<T> p;
@@ -224,11 +223,11 @@ struct Pass {
     V run(int64_t start, int64_t n, const Channels<S>& c) const {
         const int64_t left = n % kStep, whole = n - left;
         V total = splat<V>(0);
-        if (whole) total = packs(p, start, whole, c, s);
+        if (whole) total = loops[c.along](p, start, whole, c, s);
         if (left == 0) return total;
         if (whole && !c.along) {
             // A row's last pack begins before the others end: some results twice, the same ones, and counted once.
-            V last = packs(p, start + n - kStep, kStep, c, s);
+            V last = loops[0](p, start + n - kStep, kStep, c, s);
             for (int64_t lane = 0; lane < kStep - left; ++lane) last[lane] = 0;
             return total + last;
         }
@@ -253,7 +252,7 @@ struct Pass {
             const uint32_t bits = mask_bits(p.mask, start);
             memcpy(mask, &bits, sizeof bits);
         }
-        V total = packs(own, 0, kStep, {bias, extra, nullptr, false}, s);
+        V total = loops[1](own, 0, kStep, {bias, extra, nullptr, true}, s);
         for (int j = 0; j < out; ++j) memcpy(p.out[j] + start, outputs[j], bytes);
         for (int64_t lane = 0; lane < count; ++lane) {
             if (c.sums) c.sums[lane] += total[lane];
@@ -401,8 +400,20 @@ void run_call(const Call& call, Pass<T> pass) {
 }
 
 template <class T, class F>
-Pass<T> pass_of() {
-    return {&run_packs<T, F>, F::kIn, F::kOut, F::kMakesMask, F::kTakesMask, {}, {}};
+Pass<T> pass_of(bool masked) {
+    Pass<T> pass{{&run_packs<false, false, T, F>, &run_packs<true, false, T, F>},
+                 F::kIn,
+                 F::kOut,
+                 F::kMakesMask,
+                 F::kTakesMask,
+                 {},
+                 {}};
+    if constexpr (F::kMakesMask || F::kTakesMask)
+        if (masked) {
+            pass.loops[0] = &run_packs<false, true, T, F>;
+            pass.loops[1] = &run_packs<true, true, T, F>;
+        }
+    return pass;
 }
 
 template <template <int, class> class F>
@@ -416,25 +427,25 @@ const char* dispatch(int type, const Call& call) {
             case kRelu:
             case kLeakyRelu:
                 // Their second derivative is zero, and there is no such pass.
-                if constexpr (kLinearToo) pass = pass_of<T, F<kLeakyRelu, T>>();
+                if constexpr (kLinearToo) pass = pass_of<T, F<kLeakyRelu, T>>(call.mask);
                 break;
             case kTanh:
-                pass = pass_of<T, F<kTanh, T>>();
+                pass = pass_of<T, F<kTanh, T>>(call.mask);
                 break;
             case kSigmoid:
-                pass = pass_of<T, F<kSigmoid, T>>();
+                pass = pass_of<T, F<kSigmoid, T>>(call.mask);
                 break;
             case kSilu:
-                pass = pass_of<T, F<kSilu, T>>();
+                pass = pass_of<T, F<kSilu, T>>(call.mask);
                 break;
             case kGelu:
-                pass = pass_of<T, F<kGelu, T>>();
+                pass = pass_of<T, F<kGelu, T>>(call.mask);
                 break;
             case kSoftplus:
-                pass = pass_of<T, F<kSoftplus, T>>();
+                pass = pass_of<T, F<kSoftplus, T>>(call.mask);
                 break;
         }
-        if (!pass.packs) return "unknown activation";
+        if (!pass.in) return "unknown activation";
         run_call(call, pass);
         return nullptr;
     });
