@@ -671,6 +671,9 @@ def _samples() -> tuple[Sample, ...]:
         Sample("a mask, channels last", (T((3, 24, 3, 2), channels_last=True), T((24,)), "relu")),
         Sample("a mask, negative gain", (T((2, 3, 4, 4)), T((3,))), {"gain": -2.0}),
         Sample("a mask, odd end", (T((3, 5, 7)), None, "relu")),
+        # Rows of 128 elements and more have a loop of their own.
+        Sample("long rows, odd end", (T((3, 4, 13, 11)), T((4,)), "silu")),
+        Sample("long rows, a mask, odd end", (T((2, 3, 8, 17)), T((3,)))),
         # Outputs of 12 MiB and more are stored past the caches.
         Sample("large", (T((2, 1100, 1600)), None, "leaky_relu")),
         Sample("zero slope", (T((3, 4, 5)), T((4,))), {"slope": 0.0, "gain": 0.0}),
