@@ -150,7 +150,9 @@ struct ForwardCall {
         if (!affine) block_statistics();
         for (int64_t c = 0; c < channels; ++c)
             given.fill(c, 1, affine ? 0 : mean[c], affine ? 1 : given.rstd(var[c]), coef.get() + c, width);
-        parallel_for(blocks.count(), threads, small(), [&](int64_t block) {
+        // The blocks that were read last are still in a cache.
+        parallel_for(blocks.count(), threads, small(), [&](int64_t k) {
+            const int64_t block = affine ? k : blocks.count() - 1 - k;
             run_columns(results, blocks.first(block) * channels, blocks.size(block), channels, coef.get(), width,
                         static_cast<S*>(nullptr));
         });

@@ -20,7 +20,8 @@ namespace {
 
 constexpr int64_t kPiece = 32768;  // elements of a piece of work
 constexpr int64_t kChunk = 512;  // steps that a float32 sum goes on for
-constexpr int64_t kNear = 2048;  // elements of a block of columns that is passed through column by column
+constexpr int64_t kNear = 8192;  // elements of a block of columns that is passed through column by column
+constexpr int64_t kFewest = 32;  // and the rows that it has at least
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 constexpr int64_t kSmall = 32768;  // below this the calling thread does it all
 
@@ -44,6 +45,7 @@ struct Tensors {
 // Packs of lines with the same coefficients: `rows` times, `pitch` elements apart, `count` of them, `stride` apart.
 struct Walk {
     int64_t at, rows, pitch, count, stride;
+    int64_t ahead = 0;  // how far on what comes next lies, where that is not just behind
 };
 
 // Adds to `sums`. Not inlined: it is the loop of everything below.
@@ -64,6 +66,8 @@ __attribute__((noinline)) void loop(const Tensors<T>& tensors, const Walk& walk,
     const auto step = [&](int64_t place, V* into) __attribute__((always_inline)) {
         V in[F::kIn], out[F::kOut + 1];
         for (int j = 0; j < F::kIn; ++j) in[j] = Storage<T>::read(t.in[j] + place);
+        if (w.ahead)
+            for (int j = 0; j < F::kIn; ++j) __builtin_prefetch(t.in[j] + place + w.ahead);
         F::apply(in, k, slope, out, into);
         for (int j = 0; j < F::kOut; ++j) {
             if (past_caches)
@@ -175,7 +179,7 @@ void run_columns(const Pass<T>& pass, int64_t at, int64_t rows, int64_t channels
     using V = Pack<T>;
     const Columns<T> columns{channels};
     int64_t near = kNear / channels;
-    near = near < 16 ? 16 : near;
+    near = near < kFewest ? kFewest : near;
     for (int64_t begin = 0; begin < rows; begin += near) {
         const int64_t count = rows - begin < near ? rows - begin : near;
         for (int64_t column = 0; column < columns.count(); ++column) {
@@ -186,7 +190,7 @@ void run_columns(const Pass<T>& pass, int64_t at, int64_t rows, int64_t channels
             if (channels < columns.kStep)
                 for (int64_t row = 0; row < count; ++row) pass.run_part(first + row * channels, channels, k, total);
             else
-                pass.run({first, 1, 0, count, channels}, k, total);
+                pass.run({first, 1, 0, count, channels, begin + near < rows ? near * channels : 0}, k, total);
             for (int j = 0; j < pass.sums; ++j) store(sums + j * columns.width() + column * columns.kStep, total[j]);
         }
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._layout import dense, dense_like, is_channels_last, outer_channels_inner
+from . import _backends
 
 __all__ = [
     "TYPE_NUMBER",
@@ -23,6 +24,7 @@ __all__ = [
     "is_channels_last",
     "needs_grad",
     "outer_channels_inner",
+    "output",
 ]
 
 # The numbers that csrc/cpu/types.h and csrc/cuda give the element types.
@@ -68,6 +70,20 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 def address(x: Tensor | None) -> int | None:
     """The pointer that a kernel takes."""
     return None if x is None else x.data_ptr()
+
+
+_LARGE = 2 << 20
+
+
+def output(x: Tensor | None) -> int | None:
+    """The pointer to new memory that a kernel writes all of. The system gives that to a CPU far sooner
+    in huge pages (csrc/cpu/fresh.h)."""
+    if x is None:
+        return None
+    place = x.data_ptr()
+    if x.nbytes >= _LARGE and x.device.type == "cpu":
+        _backends.native("_cpu").large_output(place, x.nbytes)
+    return place
 
 
 def under_autocast(device: torch.device) -> bool:

@@ -41,6 +41,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    output,
     under_autocast,
 )
 from ._discretized_mix_logistic_calls import bad_calls, rows, samples
@@ -195,8 +196,8 @@ def _backward_cpu(
         x.data_ptr(),
         params.data_ptr(),
         sums.data_ptr(),
-        address(dx if want_x else None),
-        dparams.data_ptr(),
+        output(dx if want_x else None),
+        output(dparams),
         TYPE_NUMBER[x.dtype],
         *_sizes(x, params),
         torch.get_num_threads(),

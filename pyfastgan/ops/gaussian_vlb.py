@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
+from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad, output
 from ._gaussian_vlb_calls import bad_calls, rows, samples
 from ._registry import Kernel, Op, register
 from .diffuse import check_batch, column, launch, parts_of
@@ -298,7 +298,7 @@ def _backward_native(
     kept, addresses = _tensors(dnll, x0, x_t, prediction, variance, coefficients)
     outputs = _gradients_fake(dnll, x0, x_t, prediction, variance, wanted)
     settings, sizes = _settings(x0, coefficients, half, clip)
-    to = (t.data_ptr() if want else None for t, want in zip(outputs, wanted))
+    to = (output(t if want else None) for t, want in zip(outputs, wanted))
     launch(backend, "gaussian_vlb_backward", x0, *addresses, *settings, *to, *sizes)
     return outputs
 

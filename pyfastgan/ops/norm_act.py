@@ -52,12 +52,14 @@ from . import _backends
 from ._common import (
     TYPE_NUMBER,
     accumulation,
+    address,
     apply,
     check_float,
     dense,
     dense_like,
     forward_mode,
     needs_grad,
+    output,
 )
 from ._recompute import note
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
@@ -251,7 +253,8 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def _call_cpu(
     kernel: str,
-    tensors: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
     x: Tensor,
     norm: str,
     groups: int,
@@ -263,7 +266,8 @@ def _call_cpu(
     n, c, *space = x.shape
     inner = math.prod(space)
     getattr(_backends.native("_cpu"), kernel)(
-        *(t.data_ptr() if t is not None and t.numel() else None for t in tensors),
+        *(address(t) for t in inputs),
+        *(output(t) for t in outputs),
         TYPE_NUMBER[x.dtype],
         n,
         c,
@@ -286,7 +290,7 @@ def _forward_cpu(
     if x.numel() == 0:
         return y, mean.zero_(), var.zero_()
     weight, bias = _contiguous(weight, bias)
-    _call_cpu("norm_act", (x, weight, bias, y, mean, var), x, *settings)
+    _call_cpu("norm_act", (x, weight, bias), (y, mean, var), x, *settings)
     return y, mean, var
 
 
@@ -296,8 +300,9 @@ def _backward_cpu(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tenso
     if x.numel() == 0:
         return dx, dweight.zero_(), dbias.zero_()
     inputs = (dense_like(dy, x), x, *_contiguous(*arguments[:4]))
-    _call_cpu("norm_act_backward", (*inputs, dx, dweight, dbias), x, *arguments[4:])
-    return dx, dweight, dbias
+    outputs = dx, dweight, dbias
+    _call_cpu("norm_act_backward", inputs, outputs, x, *arguments[4:])
+    return outputs
 
 
 def _backward_backward_cpu(
@@ -310,7 +315,7 @@ def _backward_backward_cpu(
     vectors = _contiguous(ddweight, ddbias)
     inputs = (dense_like(ddx, x), *vectors, dense_like(dy, x), x, *_contiguous(*arguments[:4]))
     outputs = (grad_dy, grad_x, grad_weight, grad_bias)
-    _call_cpu("norm_act_backward_backward", (*inputs, *outputs), x, *arguments[4:])
+    _call_cpu("norm_act_backward_backward", inputs, outputs, x, *arguments[4:])
     return outputs
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER
+from ._common import TYPE_NUMBER, output
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, register
 
 _MASK = 0xFFFFFFFF
@@ -131,7 +131,7 @@ def _launch_arguments(
 def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
     out = seed.new_empty(shape)
     seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-    _backends.native("_cpu").random_words(out.data_ptr(), *arguments, torch.get_num_threads())
+    _backends.native("_cpu").random_words(output(out), *arguments, torch.get_num_threads())
     return out
 
 
@@ -142,7 +142,7 @@ def _numbers_cpu(name: str) -> Any:
         out = seed.new_empty(shape, dtype=dtype)
         seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
         kernel = getattr(_backends.native("_cpu"), name)
-        kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
+        kernel(output(out), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
         return out
 
     return run

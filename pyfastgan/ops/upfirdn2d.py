@@ -30,6 +30,7 @@ from ._common import (
     forward_mode,
     is_channels_last,
     needs_grad,
+    output,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 
@@ -85,7 +86,7 @@ def _cpu(x: Tensor, taps: Sequence[float], up: int, down: int, pads: Pads) -> Te
     weights = torch.tensor(taps, dtype=torch.float64)
     _backends.native("_cpu").upfirdn2d(
         x.data_ptr(),
-        y.data_ptr(),
+        output(y),
         weights.data_ptr(),
         *(len(taps), up, down),
         count if last else count * channels,
