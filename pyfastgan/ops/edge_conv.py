@@ -13,11 +13,12 @@ weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 input
 kernel is as large as the image, with 1 x 1 results. "torch" is
 torch's convolution, for everything else: in the middle of a network it runs at that rate already.
 
-For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million products take 1.2 ms at the rate
-of multiply-adds, and 2.2 at that of torch's matrix product, which is not the limit here. 64 -> 3 channels take 2.0 ms
-(torch 9.1 contiguous, 7.0 channels-last). 3 -> 64 take 1.5 to 1.7, where torch is near the limit too (1.8 to 2.2), since 17 MB are written beside; the data
-gradient 2.2 (9.1, 7.2), the weight gradient 2.3 (3.3), channels-last 1.8 (2.9). In bfloat16 torch's forward pass
-multiplies twice as many numbers at once, and serves where nothing is to be added to it.
+For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
+rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 2.0 ms
+(torch 9.1 contiguous, 7.0 channels-last). 3 -> 64 take 1.5 to 1.7, where torch is near the limit too (1.8 to 2.2),
+since 17 MB are written beside; the data gradient 2.2 (9.1, 7.2), the weight gradient 2.3 (3.3), channels-last 1.8
+(2.9). In bfloat16 torch's forward pass multiplies twice as many numbers at once, and serves where nothing is to be
+added to it.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
 can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;

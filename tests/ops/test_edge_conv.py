@@ -8,6 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pyfastgan as pf
+from pyfastgan.ops import _edge_kernels
 from pyfastgan.ops._registry import ops
 from pyfastgan.ops.edge_conv import plan
 from pyfastgan.testing import backends
@@ -191,7 +192,8 @@ def test_autocast_computes_in_the_low_precision():
 def test_first_derivatives_behind_an_activation(width, layout, dtype):
     """Without a second order the activation's backward pass is taken inside the kernels."""
     g = torch.Generator().manual_seed(width)
-    x = laid_out(torch.randn(3, 2, 6, width, generator=g).to(dtype), layout).requires_grad_()
+    # So many rows that the weight gradient takes them in several parts.
+    x = laid_out(torch.randn(3, 2, 30, width, generator=g).to(dtype), layout).requires_grad_()
     w = torch.randn(21, 2, 4, 4, generator=g).to(dtype).requires_grad_()
     b = torch.randn(21, generator=g).to(dtype).requires_grad_()
     with pf.use_backend(BACKENDS[0]):
@@ -206,6 +208,31 @@ def test_first_derivatives_behind_an_activation(width, layout, dtype):
     exact = torch.autograd.grad(z, wide, torch.where(y > 0, dy.double(), 0.3 * dy.double()))
     for a, e in zip(ours, exact, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=rough, atol=256 * 2**-23)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_features_that_no_cache_holds(layout):
+    """They are stored past the caches, by several threads."""
+    g = torch.Generator().manual_seed(0)
+    x = laid_out(torch.randn(49, 3, 64, 64, generator=g), layout)
+    w, b = torch.randn(64, 3, 4, 4, generator=g), torch.randn(64, generator=g)
+    with pf.use_backend(BACKENDS[0]):
+        y = pf.ops.edge_conv(x, w, b, stride=2, padding=1, act="relu")
+    torch.testing.assert_close(y, F.conv2d(x, w, b, 2, 1).relu(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_by_the_kernels_and_by_torch(fast, monkeypatch):
+    """torch serves the forward pass where the processor multiplies bfloat16."""
+    monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", fast)
+    g = torch.Generator().manual_seed(0)
+    x = laid_out(torch.randn(2, 3, 12, 10, generator=g).bfloat16(), "channels last")
+    w = torch.randn(16, 3, 4, 4, generator=g).bfloat16()
+    with pf.use_backend(BACKENDS[0]):
+        y = pf.ops.edge_conv(x, w, stride=2, padding=1)
+    exact = F.conv2d(x.double(), w.double(), None, 2, 1)
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3)
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("last", [False, True])
