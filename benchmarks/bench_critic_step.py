@@ -27,14 +27,14 @@ from pyfastgan.gan import (
     penalty_gradient,
 )
 from pyfastgan.gan.critic_step import plan_of
-from pyfastgan.gan.passes import (
+from pyfastgan.gan.layer_passes import (
     backward,
     effective_weights,
-    explicit,
     forward,
     pulled,
     weight_gradients,
 )
+from pyfastgan.gan.passes import explicit
 from pyfastgan.ops._registry import Row, ops
 
 

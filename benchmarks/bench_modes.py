@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyfastgan import data
 from pyfastgan.gan import GAN, discriminator_loss, generator_loss, get_objective, system_config
 from pyfastgan.ops._registry import Row, ops
+from pyfastgan.training.sampler import Sampler, batches
 
 SYSTEMS = ["r3gan", "non-saturating", "wgan+wgan-gp", "non-saturating+pac2"]
 
@@ -76,11 +77,13 @@ def our_step(config, points):
     for name, network in system.networks.items():
         system.networks[name] = fabric.setup_module(network)
         system.optimizers[name] = fabric.setup_optimizers(system.optimizers[name])
-    steps, size = count(1), config.batch_size
+    steps = count(1)
+    drawn = batches(
+        data.TensorData(points), Sampler(len(points), config.batch_size, 0), points.device
+    )
 
     def step():
-        index = torch.randint(len(points), (size,))
-        system.training_step(fabric, (points[index],), next(steps))
+        system.training_step(fabric, next(drawn), next(steps))
 
     return step
 

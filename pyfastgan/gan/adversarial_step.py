@@ -23,6 +23,7 @@ from pyfastgan.gan.critic_step import (
     scores,
     unwrapped,
 )
+from pyfastgan.gan.layer_passes import Gradients, backward, effective_weights, forward
 from pyfastgan.gan.objectives import (
     discriminator_loss,
     generator_loss,
@@ -30,17 +31,7 @@ from pyfastgan.gan.objectives import (
     get_objective,
     sample_scores,
 )
-from pyfastgan.gan.passes import (
-    Batch,
-    Gradients,
-    Setting,
-    autocast_dtype,
-    backward,
-    effective_weights,
-    explicit,
-    forward,
-    half_to_float,
-)
+from pyfastgan.gan.passes import Batch, Setting, autocast_dtype, explicit, half_to_float
 
 _UPDATES = ("alternating", "simultaneous")
 

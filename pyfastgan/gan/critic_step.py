@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pyfastgan._layout import dense_like
 from pyfastgan.gan.critic_plan import Plan, Unsupported
+from pyfastgan.gan.layer_passes import Gradients
 from pyfastgan.gan.objectives import discriminator_loss, get_objective, sample_scores
-from pyfastgan.gan.passes import Batch, Gradients, Setting, autocast_dtype, explicit
+from pyfastgan.gan.passes import Batch, Setting, autocast_dtype, explicit
 from pyfastgan.gan.penalties import (
     _check_samples as check_samples,
 )
@@ -214,8 +215,10 @@ def averaged(
 
 def add_gradients(gradients: Gradients, losses: Tensor, skip_nonfinite: bool) -> Tensor:
     """Adds to `.grad`; returns whether losses and gradients are finite."""
-    largest = torch._foreach_norm([losses, *(g for _, g in gradients)], float("inf"))
-    finite = torch.stack([one.to(losses.dtype) for one in largest]).sum().isfinite()
+    # A sum takes a tenth of the largest value's time. One of finite numbers leaves float32 only where the
+    # next update would.
+    sums = [g.sum(dtype=losses.dtype) for g in (losses, *(g for _, g in gradients))]
+    finite = torch.stack(sums).sum().isfinite()
     if skip_nonfinite:
         if torch.compiler.is_compiling():
             gradients = [(p, torch.where(finite, g, 0)) for p, g in gradients]

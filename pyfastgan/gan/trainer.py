@@ -38,6 +38,7 @@ from pyfastgan.training import (
     run_name,
     save_png,
 )
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import read_config_file
 from pyfastgan.training.rng import derive_seed
 
@@ -165,7 +166,7 @@ class GAN:
         if step % config.discriminator_steps == 0:
             value, by_sample = generators_turn(critic, real, fake, objective=config.objective)
             with torch.no_grad():
-                generator.write(generator.backward(kept, by_sample.reshape(made.shape)), kept)
+                generator.overwrite(kept, by_sample.reshape(made.shape))
             self.optimizers["generator"].step()
             losses["generator_loss"] = value
         return losses
@@ -385,7 +386,7 @@ def _judge(config: GANConfig) -> nn.Module:
 def _optimizer(network: nn.Module, config: GANConfig) -> torch.optim.Optimizer:
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), config.learning_rate)
-    return torch.optim.Adam(network.parameters(), config.learning_rate, config.betas, fused=True)
+    return Adam(network.parameters(), config.learning_rate, config.betas)
 
 
 def _dataset(own: Any, config: GANConfig) -> TensorData | ImageData | MapData:

@@ -99,4 +99,7 @@ def batches(
     home = tensors[0].device
     for index in sampler:
         index = index.to(home, non_blocking=True)
-        yield tuple(to_float(tensor[index].to(device, non_blocking=True)) for tensor in tensors)
+        yield tuple(
+            to_float(tensor.index_select(0, index).to(device, non_blocking=True))
+            for tensor in tensors
+        )

@@ -133,6 +133,16 @@ def test_any_widths_kernels_and_strides(data: st.DataObject) -> None:
         assert error < 1e-9, key
 
 
+def test_a_norm_in_front() -> None:
+    """Whose weights have gradients, where nobody asks for that of its input."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.GroupNorm(1, 3), nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU())
+    critic = nn.Sequential(net, nn.Flatten(), nn.Linear(216, 1)).double()
+    real, fake = batch()
+    exact = by_autograd(critic, real, fake, "hinge", None)
+    assert max(errors(by_step(critic, real, fake, "hinge", None), exact).values()) < 1e-9
+
+
 @pytest.mark.parametrize(("dims", "shape"), [(0, ()), (1, (9,)), (3, (5, 5, 5))])
 def test_samples_that_are_no_images(dims: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
