@@ -619,12 +619,12 @@ class _Spline(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
-        arguments = (dy, dlogdet, *ctx.saved_tensors, *ctx.settings)
-        if needs_grad(dy, dlogdet, *ctx.saved_tensors):
-            dx, dw, dh, dd = apply(_SplineBackward, *arguments)
+        tensors = (dy, dlogdet, *ctx.saved_tensors)
+        if needs_grad(*tensors):
+            dx, dw, dh, dd = apply(_SplineBackward, *tensors, *ctx.settings)
         else:
-            dx, dw, dh, dd = _backward(*arguments)
-        packed = ctx.saved_tensors[2] is None
+            dx, dw, dh, dd = _backward(*tensors, *ctx.settings)
+        packed = tensors[4] is None
         return dx, dw, None if packed else dh, None if packed else dd, *(None,) * len(ctx.settings)
 
 
@@ -803,7 +803,8 @@ def rational_quadratic_spline(
         parameterisation,
         logit_scale,
     )
-    widths, heights, derivatives = (t.to(x.dtype) for t in (widths, heights, derivatives))
+    if not widths.dtype == heights.dtype == derivatives.dtype == x.dtype:  # under autocast
+        widths, heights, derivatives = (t.to(x.dtype) for t in (widths, heights, derivatives))
     s = _settings(
         inverse,
         tails,
@@ -848,7 +849,9 @@ def packed_rational_quadratic_spline(
             f"got shape {tuple(logits.shape)}"
         )
     sizes = (1, 1) if extra else ()
-    *ends, w, h, d = logits.split((*sizes, bins, bins, columns - 2 * bins), -1)
+    # Without extra numbers the parts are only looked at.
+    whole = logits if extra else logits.detach()
+    *ends, w, h, d = whole.split((*sizes, bins, bins, columns - 2 * bins), -1)
     if extra:
         w, h = torch.cat((ends[0], w), -1), torch.cat((ends[1], h), -1)
     arguments = (tails, tail_bound, min_bin_width, min_bin_height, min_derivative)
