@@ -65,8 +65,10 @@ class _Join(torch.autograd.Function):
         *inputs, z = ctx.saved_tensors
         x1, x2, a, scale, _, _, back = inputs
         if needs_grad(dy, dlogdet, *inputs):
+            # Names of their own, since the inputs depend on each other: `a` is a function of x1.
+            x1, x2, a, scale, offset, index, back = inputs = [t.view_as(t) for t in inputs]
+            outputs = _join(x1, x2, a, scale, offset, index, back, ctx.clamp)
             wanted = [t for t in inputs if t.requires_grad]
-            outputs = _join(x1, x2, a, scale, inputs[4], inputs[5], back, ctx.clamp)
             found = iter(torch.autograd.grad(outputs, wanted, (dy, dlogdet), create_graph=True))
             return *(next(found) if t.requires_grad else None for t in inputs), None
         g = dy.index_select(1, back)
