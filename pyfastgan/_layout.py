@@ -65,5 +65,5 @@ def _samples_apart(x: Tensor) -> bool:
 def in_rows(like: Tensor, *others: Tensor) -> list[Tensor]:
     """The others with the elements of a sample in the order of the dense `like`."""
     if like.is_contiguous():
-        return [t if _samples_apart(t) else t.contiguous() for t in others]
+        return [t if t.is_contiguous() or _samples_apart(t) else t.contiguous() for t in others]
     return [dense_like(t, like) for t in others]

@@ -47,11 +47,7 @@ double sum_of(const S* values, int64_t n) {
         total += load<V>(values + k);
         other += load<V>(values + k + kStep);
     }
-    double sum = 0;
-    if (k > 0) {
-        total += other;
-        for (int lane = 0; lane < kStep; ++lane) sum += total[lane];
-    }
+    double sum = k > 0 ? sum_lanes(total + other) : 0;
     for (; k < n; ++k) sum += values[k];
     return sum;
 }
@@ -92,11 +88,13 @@ private:
     std::unique_ptr<double[]> partial_;
 };
 
-// A sample's number for each of its elements in a piece.
+// A sample's number for each of its elements in a piece, and what fits into a pack behind the last.
 template <class S>
 PF_FN void repeat(const Piece& piece, const S* numbers, S* to) {
-    for (int64_t n = piece.first; n < piece.last; ++n)
-        for (int64_t k = 0; k < piece.count; ++k) *to++ = numbers[n];
+    for (int64_t n = piece.first; n < piece.last; ++n, to += piece.count) {
+        const Pack<S> number = splat<Pack<S>>(numbers[n]);
+        for (int64_t k = 0; k < piece.count; k += lanes<S>()) store(to + k, number);
+    }
 }
 
 }  // namespace

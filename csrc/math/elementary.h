@@ -55,6 +55,15 @@ PF_FN V exponential(V x) {
     return times_power_of_two(1.0f + (r + r * r * p), k);
 }
 
+// e^x for |x| <= 80, in fewer operations: one exponent field holds the power of two.
+template <class V>
+PF_FN V bounded_exponential(V x) {
+    const V shifted = x * 1.44269504f + kRound, k = shifted - kRound;
+    const V r = (x - k * kLn2High) - k * kLn2Low;
+    const V p = polynomial(r, 4.9999994e-01f, 1.6666515e-01f, 4.1668456e-02f, 8.369419e-03f, 1.3813142e-03f);
+    return (1.0f + (r + r * r * p)) * from_bits((as_bits(shifted) << 23) + 0x3f800000);
+}
+
 // ln(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1].
 template <class V>
 PF_FN V log1p_near_zero(V f) {
@@ -84,7 +93,7 @@ PF_FN V hyperbolic_tangent(V x) {
     const V u = x * x;
     const V small =
         x + x * u * polynomial(u, -3.3333263e-01f, 1.3330899e-01f, -5.3692967e-02f, 2.0483317e-02f, -5.5286335e-03f);
-    const V large = 1.0f - 2.0f / (exponential(2.0f * a) + 1.0f);
+    const V large = 1.0f - 2.0f / (bounded_exponential(at_most(2.0f * a, 20.0f)) + 1.0f);
     return select(a < 0.625f, small, select(x < 0.0f, -large, large));
 }
 
@@ -129,6 +138,7 @@ PF_FN V normal_cdf(V x) {
 }
 
 PF_FN double exponential(double x) { return ::exp(x); }
+PF_FN double bounded_exponential(double x) { return ::exp(x); }
 PF_FN double log1p_unit(double t) { return ::log1p(t); }
 PF_FN double arctangent(double x) { return ::atan(x); }
 PF_FN double logarithm(double x) { return ::log(x); }

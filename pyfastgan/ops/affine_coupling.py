@@ -298,7 +298,8 @@ def affine_coupling(
             names it.
     """
     _check(x, raw_scale, shift, scale, clamp)
-    raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
+    if not raw_scale.dtype == shift.dtype == x.dtype:  # under autocast
+        raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
     if forward_mode():
         return affine_coupling_reference(
             x,

@@ -386,3 +386,23 @@ def test_freia_sees_a_permutation_that_is_loaded():
     model(x)
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(model(x)[0], other(x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_freia_has_second_derivatives(images):
+    torch.manual_seed(0)
+    model = stirred(freia("AllInOneBlock", images), 0.1).double()
+    x = (points(12, 60).reshape(12, 4, 3, 5) if images else points()).double().requires_grad_()
+    fast = copy.deepcopy(model)
+    pf.accelerate(fast)
+
+    def gradients(m):
+        z, logdet = m(x)
+        wanted = [x, *(p for p in m.parameters() if p.requires_grad)]
+        score = z.pow(3).flatten(1).sum(1) + logdet.square()
+        first = torch.autograd.grad(score.sum(), wanted, create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        return *first, *torch.autograd.grad(penalty, wanted)
+
+    for ours, theirs in zip(gradients(fast), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs)
