@@ -608,7 +608,8 @@ def test_one_gradient_that_is_not_finite(bad: float) -> None:
     gradients = [(p, torch.tensor([1.0, bad])), (q, torch.ones(3))]
     with pytest.warns(UserWarning, match="not finite"):
         assert not add_gradients(gradients, torch.zeros(2), True)
-    assert p.grad is None and q.grad is None
+    assert p.grad is None
+    assert q.grad is None
 
 
 def test_bad_conditions() -> None:
