@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfastgan as pf
 from pyfastgan.gan import critic_step, discriminator_loss, gradient_penalty, passes
+from pyfastgan.gan.critic_step import add_gradients
 from pyfastgan.gan.objectives import sample_scores
 from pyfastgan.ops.edge_conv import _CPU_KERNELS
 
@@ -598,6 +599,17 @@ def test_what_is_not_finite_is_reported_and_skipped() -> None:
         step = critic_step(critic, real, fake, loss="hinge", penalty="r1", skip_nonfinite=True)
     assert not step.finite
     assert all(p.grad is None for p in critic.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_gradient_that_is_not_finite(bad: float) -> None:
+    """Behind losses that are."""
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+    gradients = [(p, torch.tensor([1.0, bad])), (q, torch.ones(3))]
+    with pytest.warns(UserWarning, match="not finite"):
+        assert not add_gradients(gradients, torch.zeros(2), True)
+    assert p.grad is None
+    assert q.grad is None
 
 
 def test_bad_conditions() -> None:
