@@ -5,7 +5,6 @@
 //
 // A tensor is (samples, size), the elements of a sample next to each other; samples may lie apart, as the halves of a
 // network's output do.
-#include "fresh.h"
 #include "pieces.h"
 #include "threads.h"
 
@@ -68,7 +67,6 @@ void forward(Batch batch, Tensor<T> x, Tensor<T> raw, Tensor<T> shift, T* y, Sca
     const bool past_caches = streams(batch, y) && batch.size % kStep == 0;
     const S sign = s.inverse ? S(-1) : S(1);
     SampleSums<V> sums(batch, pieces, logdet);
-    about_to_write(y, batch.samples * batch.size * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S logs[kPiece + kStep];
@@ -108,9 +106,6 @@ void backward(Batch batch, Tensor<T> dy, const Scalar<Pack<T>>* dlogdet, Tensor<
     const Pieces pieces(batch, kPiece);
     const bool together = dy.stride == batch.size && kept.stride == batch.size && raw.stride == batch.size;
     const bool past_caches = streams(batch, dx) && streams(batch, draw) && batch.size % kStep == 0;
-    const int64_t bytes = batch.samples * batch.size * static_cast<int64_t>(sizeof(T));
-    about_to_write(dx, bytes);
-    about_to_write(draw, bytes);
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         S dlogs[kPiece + kStep];  // of each element

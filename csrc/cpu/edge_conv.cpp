@@ -13,7 +13,6 @@
 //
 // Here is the first; the others have files of their own.
 #include "edge_conv_windows.h"
-#include "fresh.h"
 
 #include "../export.h"
 
@@ -109,7 +108,6 @@ void forward(const Geometry& g, const T* image, const T* weight, const T* bias, 
     const int64_t bytes = g.n * g.k * count * static_cast<int64_t>(sizeof(T)), together = last ? count : kPlacesAtOnce;
     const bool past_caches = std::is_same_v<T, S> && bytes >= kPastCaches && (last ? g.k : count) % kStep == 0 &&
                              reinterpret_cast<uintptr_t>(feature) % sizeof(Pack<T>) == 0;
-    about_to_write(feature, bytes);
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
         S* const copy = zeros<S>(0, padded.elements());
         S* const turned = zeros<S>(1, last ? 1 : (kPlacesAtOnce + 8) * wide);

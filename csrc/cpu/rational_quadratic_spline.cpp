@@ -3,7 +3,6 @@
 //
 // Floor, for an element with P = 3 K - 1 (or 3 K + 1) parameters: forward 4 (P + 2) bytes, backward 4 (2 P + 3), over
 // the copy bandwidth. The arithmetic is above it: 2 K exponentials, the sums in two parts and the search.
-#include "fresh.h"
 #include "pieces.h"
 #include "spline_tiles.h"
 #include "threads.h"
@@ -234,7 +233,6 @@ void forward(Batch batch, const T* x, const Source<const T*>* sources, T* y, Sca
     const Pieces pieces(batch, kPiece);
     const int columns[] = {s.bins(), s.bins(), s.knots()};
     SampleSums<V> sums(batch, pieces, logdet);
-    about_to_write(y, batch.samples * batch.size * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         const int64_t start = piece.first * batch.size + piece.begin, count = (piece.last - piece.first) * piece.count;
@@ -268,11 +266,6 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
     const Pieces pieces(batch, kPiece);
     const int columns[] = {s.bins(), s.bins(), s.knots()};
     const bool past_caches = streams(batch, columns, gradients);
-    const int64_t elements = batch.samples * batch.size;
-    about_to_write(dx, elements * static_cast<int64_t>(sizeof(T)));
-    for (int k = 0; k < 3; ++k)
-        about_to_write(gradients[k].data,
-                       ((elements - 1) * gradients[k].stride + columns[k]) * static_cast<int64_t>(sizeof(T)));
     parallel_for(pieces.count(), threads, batch.samples * batch.size < kSmall, [&](int64_t k) {
         const Piece piece = pieces[k];
         const int64_t start = piece.first * batch.size + piece.begin, count = (piece.last - piece.first) * piece.count;

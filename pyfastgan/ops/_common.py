@@ -77,7 +77,7 @@ _LARGE = 2 << 20
 
 def output(x: Tensor | None) -> int | None:
     """The pointer to new memory that a kernel writes all of. The system gives that to a CPU far sooner
-    in huge pages (csrc/cpu/fresh.h)."""
+    in huge pages (csrc/cpu/fresh.cpp)."""
     if x is None:
         return None
     place = x.data_ptr()

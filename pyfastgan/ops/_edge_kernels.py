@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._layout import gated_alike
 from . import _backends
-from ._common import TYPE_NUMBER, dense
+from ._common import TYPE_NUMBER, address, dense, output
 from ._registry import Kernel
 
 
@@ -155,7 +155,8 @@ def _weight_fake(
 
 def _launch(
     function: str,
-    tensors: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor | None, ...],
+    outputs: tuple[Tensor | None, ...],
     slope: float,
     image: Tensor,
     feature: Tensor,
@@ -164,7 +165,8 @@ def _launch(
     padding: int,
 ) -> None:
     getattr(_backends.native("_cpu"), function)(
-        *(None if t is None else t.data_ptr() for t in tensors),
+        *map(address, inputs),
+        *map(output, outputs),
         slope,
         TYPE_NUMBER[image.dtype],
         torch.get_num_threads(),
@@ -215,8 +217,8 @@ def _conv_cpu(
     image, weight = dense(image), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     feature = _conv_fake(image, weight, stride, padding, channels_last)
-    tensors = (image, weight, bias, feature)
-    _launch("edge_conv", tensors, slope, image, feature, weight.shape[2:], stride, padding)
+    inputs, kernel = (image, weight, bias), weight.shape[2:]
+    _launch("edge_conv", inputs, (feature,), slope, image, feature, kernel, stride, padding)
     return feature
 
 
@@ -235,9 +237,8 @@ def _transpose_cpu(
         return _transpose_reference(*arguments)
     (feature, gate), weight = gated_alike(feature, gate), weight.contiguous()
     image = _transpose_fake(feature, weight, stride, padding, height, width)
-    tensors = (feature, gate, weight, image)
-    kernel = weight.shape[2:]
-    _launch("edge_conv_transpose", tensors, slope, image, feature, kernel, stride, padding)
+    inputs, kernel = (feature, gate, weight), weight.shape[2:]
+    _launch("edge_conv_transpose", inputs, (image,), slope, image, feature, kernel, stride, padding)
     return image
 
 
@@ -254,8 +255,8 @@ def _weight_cpu(
 ) -> tuple[Tensor, Tensor]:
     image, (feature, gate) = dense(image), gated_alike(feature, gate)
     gradient, bias = _weight_fake(image, feature, stride, padding, kh, kw, None, slope, want_bias)
-    tensors = (image, feature, gate, gradient, bias if want_bias else None)
-    _launch("edge_conv_weight", tensors, slope, image, feature, (kh, kw), stride, padding)
+    inputs, outputs = (image, feature, gate), (gradient, bias if want_bias else None)
+    _launch("edge_conv_weight", inputs, outputs, slope, image, feature, (kh, kw), stride, padding)
     return gradient, bias
 
 

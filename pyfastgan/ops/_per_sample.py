@@ -12,12 +12,12 @@ from . import _backends
 from ._common import (
     TYPE_NUMBER,
     accumulation,
-    address,
     apply,
     check_float,
     check_like,
     forward_mode,
     needs_grad,
+    output,
     under_autocast,
 )
 from ._registry import Kernel
@@ -139,7 +139,7 @@ class PerSample:
         getattr(_backends.native("_cpu"), self.backward.name)(
             dnll.data_ptr(),
             *[t.data_ptr() for t in tensors],
-            *[address(g) for g in gradients],
+            *[output(g) for g in gradients],
             *_launch_arguments(tensors[0]),
         )
         return tuple(gradients)

@@ -41,6 +41,7 @@ from ._common import (
     dense_like,
     forward_mode,
     needs_grad,
+    output,
     under_autocast,
 )
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
@@ -173,7 +174,7 @@ def _forward_cpu(
         *_address_and_stride(x),
         *_address_and_stride(raw),
         *_address_and_stride(shift),
-        y.data_ptr(),
+        output(y),
         logdet.data_ptr(),
         *_tail(y, scale, clamp, first, inverse),
     )
@@ -198,8 +199,8 @@ def _backward_cpu(
         dlogdet.data_ptr(),
         *_address_and_stride(kept),
         *_address_and_stride(raw),
-        dx.data_ptr(),
-        draw.data_ptr(),
+        output(dx),
+        output(draw),
         *_tail(dx, scale, clamp, first, inverse),
     )
     return dx, draw

@@ -43,6 +43,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    output,
 )
 from ._denoise_step_calls import bad_calls, rows, samples
 from ._registry import Kernel, Op, register
@@ -256,8 +257,8 @@ def _step_native(
         None if bound is None else bound.data_ptr(),
         math.nan if clip is None else clip,
         None if noise is None else noise.data_ptr(),
-        y.data_ptr(),
-        None if x0 is None else x0.data_ptr(),
+        output(y),
+        output(x0),
         TYPE_NUMBER[x.dtype],
         *counter,
     )

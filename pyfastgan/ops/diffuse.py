@@ -34,6 +34,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    output,
 )
 from ._diffuse_calls import bad_calls, rows, samples
 from ._registry import Kernel, Op, register
@@ -133,8 +134,8 @@ def _forward_native(
         alpha.data_ptr(),
         sigma.data_ptr(),
         address(noise),
-        y.data_ptr(),
-        address(kept),
+        output(y),
+        output(kept),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
@@ -198,7 +199,7 @@ def _backward_cpu(
         x0.data_ptr(),
         alpha.data_ptr(),
         address(noise),
-        address(dx0),
+        output(dx0),
         address(dalpha),
         address(dsigma),
         TYPE_NUMBER[x0.dtype],

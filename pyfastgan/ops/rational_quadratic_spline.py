@@ -53,6 +53,7 @@ from ._common import (
     check_float,
     forward_mode,
     needs_grad,
+    output,
     under_autocast,
 )
 from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
@@ -165,7 +166,7 @@ def _forward_cpu(
     y, logdet = _forward_fake(x, s.elementwise)
     kept, logits = _three(widths, heights, derivatives, bins)
     _backends.native("_cpu").rational_quadratic_spline(
-        x.data_ptr(), *logits, y.data_ptr(), logdet.data_ptr(), *_tail(x, bins, s)
+        x.data_ptr(), *logits, output(y), output(logdet), *_tail(x, bins, s)
     )
     return y, logdet
 
@@ -187,13 +188,15 @@ def _backward_cpu(
     dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
     kept, logits = _three(widths, heights, derivatives, bins)
     packed = heights is None
+    for gradient in (dw, dh, dd):
+        output(gradient)  # whole, where three may lie in one
     _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
     _backends.native("_cpu").rational_quadratic_spline_backward(
         dy.data_ptr(),
         dlogdet.data_ptr(),
         x.data_ptr(),
         *logits,
-        dx.data_ptr(),
+        output(dx),
         *gradients,
         *_tail(x, bins, s),
     )

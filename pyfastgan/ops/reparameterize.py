@@ -33,6 +33,7 @@ from ._common import (
     check_like,
     forward_mode,
     needs_grad,
+    output,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 from .random import _normal, noise_arguments, noise_seed
@@ -128,7 +129,7 @@ def _forward_cpu(
         mean.data_ptr(),
         logvar.data_ptr(),
         address(noise),
-        z.data_ptr(),
+        output(z),
         kl.data_ptr(),
         TYPE_NUMBER[mean.dtype],
         *counter,
@@ -163,9 +164,9 @@ def _backward_cpu(
         mean.data_ptr(),
         logvar.data_ptr(),
         address(noise),
-        dmean.data_ptr(),
-        dlogvar.data_ptr(),
-        address(dnoise),
+        output(dmean),
+        output(dlogvar),
+        output(dnoise),
         TYPE_NUMBER[mean.dtype],
         *counter,
         torch.get_num_threads(),
