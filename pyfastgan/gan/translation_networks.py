@@ -29,7 +29,8 @@ class UNet(nn.Module):
     Encoder C64-C128-C256-C512-...-C512 down to one pixel, leaky ReLU; decoder CD512-CD512-CD512-C512-
     ...-C64 with ReLU, each of whose layers also sees the encoder's map of its size; tanh. At 256 pixels
     and width 64 that is the paper's network. Dropout is the noise of the generator, and stays on in
-    evaluation mode; it draws from torch's default generator.
+    evaluation mode; it draws from torch's default generator. Batch norm, too, goes by the batch at hand in evaluation
+    mode, as in the paper: a translation depends on what is translated with it.
 
     Raises `ValueError` for a size that is no power of two of at least 4, and in `forward` for images of
     another shape.
@@ -63,6 +64,10 @@ class UNet(nn.Module):
             else:
                 up.append(ConvTransposeBlock(inputs, out_channels, 4, 2, 1, act="tanh"))
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

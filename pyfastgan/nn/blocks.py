@@ -92,7 +92,9 @@ class _Block(nn.Module):
             return settings | {"norm": "group", "groups": norm.num_groups}
         if type(norm) is nn.InstanceNorm2d and not norm.track_running_stats:
             return settings | {"norm": "instance"}
-        if type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.momentum is not None:
+        if type(norm) is nn.BatchNorm2d and not norm.track_running_stats:
+            return settings | {"norm": "batch"}
+        if type(norm) is nn.BatchNorm2d and norm.momentum is not None:
             return settings | {
                 "norm": "batch",
                 "running_mean": norm.running_mean,
@@ -107,8 +109,11 @@ class _Block(nn.Module):
         if settings is None or _has_hooks(conv) or (norm is not None and _has_hooks(norm)):
             y = conv(x) if norm is None else norm(conv(x))
             return ACTIVATIONS[self.act].value(y, self.slope)
-        if isinstance(norm, nn.BatchNorm2d) and norm.training:
-            assert norm.num_batches_tracked is not None
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and norm.training
+            and norm.num_batches_tracked is not None
+        ):
             norm.num_batches_tracked.add_(1)
         return convolve_act(
             self._convolve,

@@ -88,6 +88,19 @@ def test_dropout_stays_on_in_evaluation() -> None:
     assert not torch.allclose(unet(images), unet(images), atol=1e-3)
 
 
+def test_batch_norm_goes_by_the_batch_in_evaluation() -> None:
+    """As in the paper: running statistics of edges and of blank images together fit neither."""
+    unet = UNet(16, in_channels=1, width=4)
+    assert not [name for name in unet.state_dict() if "running" in name]
+    images, others = torch.randn(3, 1, 16, 16), 5 + torch.randn(64, 1, 16, 16)
+    torch.manual_seed(1)
+    expected = unet(images)
+    for mode in (True, False):
+        unet.train(mode)(others)
+        torch.manual_seed(1)
+        torch.testing.assert_close(unet(images), expected)
+
+
 def test_a_logit_sees_70_pixels() -> None:
     judge = PatchDiscriminator(1, width=4).double().eval()
     image = torch.randn(1, 1, 128, 128, dtype=torch.float64, requires_grad=True)

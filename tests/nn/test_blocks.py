@@ -154,6 +154,19 @@ def test_a_norm_that_was_changed_is_torch_s_own():
     torch.testing.assert_close(block.norm.running_var, other.norm.running_var)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batch_norm_without_running_statistics(transposed, training):
+    kind = pf.nn.ConvTransposeBlock if transposed else pf.nn.ConvBlock
+    block = kind(3, 5, 4, 2, 1, norm="batch", act="relu").double()
+    norm = nn.BatchNorm2d(5, track_running_stats=False).double()
+    nn.init.normal_(norm.weight)
+    block.add_module("1", norm)
+    block.train(training)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(block(x), norm(block.conv(x)).relu(), rtol=1e-12, atol=1e-12)
+
+
 def test_block_without_bias_or_norm():
     block = pf.nn.ConvBlock(2, 3, 3, bias=False)
     assert list(block.state_dict()) == ["0.weight"]
