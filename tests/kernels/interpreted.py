@@ -539,9 +539,9 @@ def test_parts_of_a_glow_step(small_glow_tiles, dtype):
         kernel = getattr(of_glow, f"_{name}")
         exact = [t.double() if isinstance(t, torch.Tensor) else t for t in arguments]
         with use_backend("reference"):
-            expected = testing._tensors(kernel.implementation("reference")(*exact))
+            expected = testing.tensors_of(kernel.implementation("reference")(*exact))
         for ours, e in zip(
-            testing._tensors(kernel.implementation("triton")(*arguments)), expected, strict=True
+            testing.tensors_of(kernel.implementation("triton")(*arguments)), expected, strict=True
         ):
             error = (ours.double() - e).abs().max() / e.abs().max()
             # A half type is rounded once; sums of a hundred products have a few roundings more.
