@@ -122,6 +122,7 @@ def _backward_backward_cpu(
 # weight, bias, mean and var are float32 for half types, else of x's dtype. norm is "batch" (groups = C; mean and var
 # of shape (C,)), "group" (mean and var of shape (N, groups)) or "affine" (none: xhat is x).
 _PARAMETERS = "Tensor? weight, Tensor? bias, str norm, int groups, float eps, str act, float slope"
+
 _forward = Kernel(
     f"norm_act(Tensor x, {_PARAMETERS}) -> (Tensor y, Tensor mean, Tensor var)",
     reference=_forward_reference,

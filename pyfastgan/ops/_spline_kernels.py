@@ -215,6 +215,7 @@ _SCHEMA = (
     "float scale, float pull, float slope_pull, bool exponent, bool elementwise"
 )
 # Without heights and derivatives, widths holds all three one after the other.
+
 _forward = Kernel(
     f"rational_quadratic_spline(Tensor x, Tensor widths, Tensor? heights, Tensor? derivatives, {_SCHEMA}) "
     "-> (Tensor y, Tensor logdet)",
