@@ -25,7 +25,7 @@ constexpr int64_t kFewest = 32;  // and the rows that it has at least
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 constexpr int64_t kSmall = 32768;  // below this the calling thread does it all
 
-enum Norm { kBatch, kGroup, kAffine };  // shared with pyfastgan/ops/norm_act.py
+enum Norm { kBatch, kGroup, kAffine };  // shared with pyfastgan/ops/_norm_act_kernels.py
 
 struct Shape {
     int64_t samples, channels, space, groups;

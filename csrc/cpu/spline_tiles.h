@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of gradients that will not stay in a cache
 constexpr int kAhead = 4;  // packs that are fetched before they are read
-constexpr int kMostBins = 64;  // shared with pyfastgan/ops/rational_quadratic_spline.py
+constexpr int kMostBins = 64;  // shared with pyfastgan/ops/_spline_kernels.py
 
 // A tile has that many columns, of all rows of a pack: so many packs, in which a row of the tile, or two, lie.
 template <class T>

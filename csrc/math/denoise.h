@@ -8,7 +8,7 @@ namespace PF_NAMESPACE {
 
 constexpr int kMostHistory = 3;
 
-// A row of the coefficients, in the order of pyfastgan/ops/denoise_step.py.
+// A row of the coefficients, in the order of pyfastgan/ops/_denoise_step_kernels.py.
 template <class S>
 struct StepCoefficients {
     S x0_state, x0_prediction;  // x0 = x0_state x + x0_prediction m

@@ -6,7 +6,7 @@
 
 namespace PF_NAMESPACE {
 
-// A row of the coefficients, in the order of pyfastgan/ops/gaussian_vlb.py.
+// A row of the coefficients, in the order of pyfastgan/ops/_gaussian_vlb_formulas.py.
 template <class S>
 struct VlbCoefficients {
     S x0_state, x0_prediction;  // x0 = x0_state x_t + x0_prediction m

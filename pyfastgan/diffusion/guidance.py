@@ -1,7 +1,8 @@
-"""What stands between a sampler and a network: classifier-free guidance with rescale, and self-conditioning."""
+"""What stands between a sampler and a network: labels, classifier-free guidance with rescale, and self-conditioning."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,39 @@ def rescaled(network: Network, no_condition: Tensor, scale: float, rescale: floa
         return torch.cat((guide(yes, no, scale, rescale), variance), 1)
 
     return call
+
+
+def sample_labels(
+    labels: Tensor | int | None,
+    count: int,
+    seed: int | Tensor,
+    classes: int | None,
+    guidance: float | None,
+    device: torch.device,
+) -> Tensor | None:
+    """The labels (count,) of a model's samples, None of an unconditional one; refuses what
+    `DiffusionModel.sample` says of labels and guidance."""
+    if classes is None:
+        for name, value in (("labels", labels), ("guidance", guidance)):
+            if value is not None:
+                raise ValueError(f"{name} must be None for an unconditional model, got {value}")
+        return None
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(f"guidance must be finite, got {guidance}")
+    if labels is None:
+        number = seed if isinstance(seed, Tensor) else torch.arange(count, device=device)
+        return number.to(device) % classes
+    if isinstance(labels, int):
+        labels = torch.full((count,), labels)
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(
+            f"labels must be int64 ({count},), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.to(device)
 
 
 class SelfConditioned:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from pyfastgan._names import check_choice
+from pyfastgan.diffusion.prediction import PREDICTIONS
+from pyfastgan.diffusion.process import Levels, Path, Process
 from pyfastgan.diffusion.schedule import NoiseSchedule
 from pyfastgan.ops import gaussian_vlb, random_uniform
 
@@ -157,6 +159,47 @@ def flow_nll(
     options: dict[str, Any] = {"steps": steps, "tolerance": tolerance, "method": method}
     final, gained = integrate(slope, x.detach().double(), start, end, **options)
     return -(log_end(final).double() + gained)
+
+
+def process_nll(
+    network: Callable[[Tensor, Tensor], Tensor],
+    process: Process,
+    x: Tensor,
+    dtype: torch.dtype,
+    **options: Any,
+) -> Tensor:
+    """-ln p of x (N, ...) at a process's least noise level, by `flow_nll` with its options; the network is called with
+    that dtype.
+
+    Off the straight path x / alpha moves over s = ln(sigma / alpha), where d(x / alpha) / ds = x / alpha - x_0."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        time = t.to(dtype).expand(len(x))
+        return network(x.to(dtype), time).double()
+
+    if isinstance(process, Path):
+        return flow_nll(velocity, x, 0.0, 1.0, standard_normal, **options)
+    low, high = process.bounds()
+
+    def field(y: Tensor, s: Tensor) -> Tensor:
+        ratio = s.exp()
+        alpha, sigma, time, scale = process.at(ratio)
+        state = y * alpha
+        told = time.to(dtype).expand(len(y))
+        found = network((state * scale).to(dtype), told)
+        factors = PREDICTIONS[process.prediction].noise(alpha, sigma)
+        noise = factors.state * state + factors.prediction * found[:, : y.shape[1]].double()
+        return ratio * noise
+
+    alpha = float(process.at(torch.tensor(low, dtype=torch.float64))[0])
+    end = process.at(torch.tensor(high, dtype=torch.float64))
+    deviation = float(1 / end[0]) if isinstance(process, Levels) else high
+
+    def log_end(y: Tensor) -> Tensor:
+        return standard_normal(y, deviation)
+
+    nll = flow_nll(field, x / alpha, math.log(low), math.log(high), log_end, **options)
+    return nll + math.prod(x.shape[1:]) * math.log(alpha)
 
 
 def with_divergence(

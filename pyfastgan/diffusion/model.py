@@ -13,14 +13,9 @@ from torch.nn import functional
 from pyfastgan._names import check_choice
 from pyfastgan.diffusion.choices import make_sampler
 from pyfastgan.diffusion.coupling import optimal_assignment
-from pyfastgan.diffusion.guidance import SelfConditioned, check_rescale, rescaled
+from pyfastgan.diffusion.guidance import SelfConditioned, check_rescale, rescaled, sample_labels
 from pyfastgan.diffusion.inpainting import check_mask, inpaint
-from pyfastgan.diffusion.likelihood import (
-    bits_per_dim,
-    flow_nll,
-    standard_normal,
-    variational_bound,
-)
+from pyfastgan.diffusion.likelihood import bits_per_dim, process_nll, variational_bound
 from pyfastgan.diffusion.prediction import PREDICTIONS, edm_input_scale, target
 from pyfastgan.diffusion.process import Levels, Path, Process
 from pyfastgan.diffusion.sampler import Sampler
@@ -237,7 +232,8 @@ class DiffusionModel(nn.Module):
                 learned_variance=learned,
                 **options,
             )
-        given = self._labels(labels, count, seed, guidance, rescale)
+        check_rescale(rescale)
+        given = sample_labels(labels, count, seed, self.classes, guidance, device)
         if (known is None) != (mask is None):
             raise ValueError("known and mask must be given together")
         if known is not None:
@@ -309,38 +305,6 @@ class DiffusionModel(nn.Module):
     ) -> Tensor:
         return self._network(x, time, labels, **options)
 
-    def _labels(
-        self,
-        labels: Tensor | int | None,
-        count: int,
-        seed: int | Tensor,
-        guidance: float | None,
-        rescale: float,
-    ) -> Tensor | None:
-        check_rescale(rescale)
-        if self.classes is None:
-            for name, value in (("labels", labels), ("guidance", guidance)):
-                if value is not None:
-                    raise ValueError(f"{name} must be None for an unconditional model, got {value}")
-            return None
-        if guidance is not None and not math.isfinite(guidance):
-            raise ValueError(f"guidance must be finite, got {guidance}")
-        if labels is None:
-            device = self.scale.device
-            number = seed if isinstance(seed, Tensor) else torch.arange(count, device=device)
-            return number.to(device) % self.classes
-        if isinstance(labels, int):
-            labels = torch.full((count,), labels)
-        if labels.dtype != torch.int64 or labels.shape != (count,):
-            raise ValueError(
-                f"labels must be int64 ({count},), got {labels.dtype} {tuple(labels.shape)}"
-            )
-        if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise ValueError(
-                f"labels must lie in [0, {self.classes}), got {int(labels.min())} to {int(labels.max())}"
-            )
-        return labels.to(self.scale.device)
-
     @torch.no_grad()
     def nll(
         self,
@@ -374,11 +338,15 @@ class DiffusionModel(nn.Module):
             raise ValueError(f"data must be of shape (N, *{self.shape}), got {tuple(data.shape)}")
         if self.classes is not None and labels is None:
             labels = torch.full((len(data),), self.classes, device=data.device)
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            return self._network_of_two(x, time, labels)
+
         if method == "vlb":
             if not isinstance(self.process, Levels) or not self.images:
                 raise ValueError("method must be 'ode': a bound is for images and levels")
             return variational_bound(
-                lambda x, time: self._network_of_two(x, time, labels),
+                network,
                 self.process.schedule,
                 data,
                 seed,
@@ -392,41 +360,16 @@ class DiffusionModel(nn.Module):
             u = random_uniform(data.shape, seed, sample_offset=sample_offset, device=data.device)
             x = x + (u.double() - 0.5) * (2 / (self.levels - 1))
         x = (x - self.shift) / self.scale
-        density = self._ode_nll(x, labels, seed=seed, sample_offset=sample_offset, **options)
+        density = process_nll(
+            network,
+            self.process,
+            x,
+            self.scale.dtype,
+            seed=seed,
+            sample_offset=sample_offset,
+            **options,
+        )
         return density + self.dims * math.log(float(self.scale))
-
-    def _ode_nll(self, x: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        """Of x in the network's units. Off the straight path x / alpha moves over s = ln(sigma / alpha), where
-        d(x / alpha) / ds = x / alpha - x_0."""
-        process, dtype = self.process, self.scale.dtype
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time = t.to(dtype).expand(len(x))
-            return self._network_of_two(x.to(dtype), time, labels).double()
-
-        if isinstance(process, Path):
-            return flow_nll(velocity, x, 0.0, 1.0, standard_normal, **options)
-        low, high = process.bounds()
-
-        def field(y: Tensor, s: Tensor) -> Tensor:
-            ratio = s.exp()
-            alpha, sigma, time, scale = process.at(ratio)
-            state = y * alpha
-            told = time.to(dtype).expand(len(y))
-            found = self._network_of_two((state * scale).to(dtype), told, labels)
-            factors = PREDICTIONS[process.prediction].noise(alpha, sigma)
-            noise = factors.state * state + factors.prediction * found[:, : y.shape[1]].double()
-            return ratio * noise
-
-        alpha = float(process.at(torch.tensor(low, dtype=torch.float64))[0])
-        end = process.at(torch.tensor(high, dtype=torch.float64))
-        deviation = float(1 / end[0]) if isinstance(process, Levels) else high
-
-        def log_end(y: Tensor) -> Tensor:
-            return standard_normal(y, deviation)
-
-        nll = flow_nll(field, x / alpha, math.log(low), math.log(high), log_end, **options)
-        return nll + self.dims * math.log(alpha)
 
     def bits_per_dim(self, nll: Tensor, method: str) -> Tensor:
         """What `nll` gave, as bits a number: of images a bound on those of their values, of other data those of the

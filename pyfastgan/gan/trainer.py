@@ -16,15 +16,14 @@ from pyfastgan.data import ImageData, MapData, TensorData
 from pyfastgan.gan.augment import diff_augment, smoothing_loss
 from pyfastgan.gan.config import GANConfig
 from pyfastgan.gan.critic_step import critic_step
-from pyfastgan.gan.dcgan import IMAGE_SIZES, Discriminator, Generator
+from pyfastgan.gan.dcgan import IMAGE_SIZES
 from pyfastgan.gan.latent import interpolate
 from pyfastgan.gan.level_sets import level_set_picture
-from pyfastgan.gan.mlp import MLPCritic, MLPGenerator
 from pyfastgan.gan.mlp_step import Passes, critics_turn, generators_turn
+from pyfastgan.gan.networks import make_discriminator, make_generator
 from pyfastgan.gan.objectives import discriminator_loss, generator_loss, get_objective
 from pyfastgan.gan.orthogonal import add_orthogonal_gradients, matrices
 from pyfastgan.gan.packing import packed
-from pyfastgan.gan.residual import ResidualCritic, ResidualGenerator
 from pyfastgan.gan.shaped import square_images
 from pyfastgan.gan.systems import KINDS, PRESETS, preset
 from pyfastgan.ops import random_normal
@@ -68,8 +67,8 @@ class GAN:
     def __init__(self, config: GANConfig, points: Tensor | None = None) -> None:
         self.config, self.points = config, points
         self.networks: dict[str, nn.Module] = {
-            "generator": _generator(config),
-            "discriminator": _discriminator(config),
+            "generator": make_generator(config),
+            "discriminator": make_discriminator(config),
         }
         self.optimizers = {
             name: _optimizer(network, config) for name, network in self.networks.items()
@@ -345,42 +344,9 @@ def load(run: Run | str | Path) -> nn.Module:
         return KINDS[kind].load(Run.open(path, kind))
     run = Run.open(path, GANConfig)
     assert isinstance(run.config, GANConfig)
-    generator = _generator(run.config).eval()
+    generator = make_generator(run.config).eval()
     load_weights(run.weights, {"generator": generator})
     return generator
-
-
-def _generator(config: GANConfig) -> nn.Module:
-    if config.architecture == "mlp":
-        return MLPGenerator(
-            config.latent_dim, width=config.width, hidden_layers=config.hidden_layers
-        )
-    size, channels = config.image_shape
-    network = ResidualGenerator if config.architecture == "residual" else Generator
-    return network(size, channels=channels, width=config.width, latent_dim=config.latent_dim)
-
-
-def _discriminator(config: GANConfig) -> nn.Module:
-    network = _judge(config)
-    if config.spectral_norm:
-        for layer in list(network.modules()):
-            weight = getattr(layer, "weight", None)
-            if isinstance(weight, nn.Parameter) and weight.ndim > 1:
-                if not weight.any():  # the last layers of residual branches, of no direction
-                    nn.init.orthogonal_(weight)
-                nn.utils.parametrizations.spectral_norm(layer)
-    return network
-
-
-def _judge(config: GANConfig) -> nn.Module:
-    if config.architecture == "mlp":
-        return MLPCritic(2 * config.pack, width=config.width, hidden_layers=config.hidden_layers)
-    size, channels = config.image_shape
-    channels *= config.pack
-    if config.architecture == "residual":
-        return ResidualCritic(size, channels=channels, width=config.width)
-    norm = "batch" if config.discriminator_norm else None
-    return Discriminator(size, channels=channels, width=config.width, norm=norm)
 
 
 def _optimizer(network: nn.Module, config: GANConfig) -> torch.optim.Optimizer:

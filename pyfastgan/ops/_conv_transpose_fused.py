@@ -15,11 +15,12 @@ from torch.nn.grad import conv2d_weight
 
 from . import _backends
 from ._common import accumulation, apply, dense, forward_mode, needs_grad
+from ._norm_act_formulas import _parts, _update
+from ._norm_act_kernels import _backward as norm_backward
 from ._registry import Kernel
 from .bias_act import bias_act, bias_act_reference
 from .edge_conv import _check_act, checked_transpose, plan
-from .norm_act import _backward as norm_backward
-from .norm_act import _check, _NormActBackward, _parts, _update
+from .norm_act import _check, _NormActBackward
 
 
 def _sizes(x: Tensor, weight: Tensor, stride: int, padding: int, output_padding: int) -> list[int]:

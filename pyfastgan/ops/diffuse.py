@@ -37,8 +37,9 @@ from ._common import (
     output,
 )
 from ._diffuse_calls import bad_calls, rows, samples
+from ._random_kernels import _normal_kernel
 from ._registry import Kernel, Op, register
-from .random import _normal_kernel, noise_arguments, noise_seed
+from .random import noise_arguments, noise_seed
 
 
 def normals_like(x: Tensor, seed: Tensor, stream: int, sample_offset: int) -> Tensor:

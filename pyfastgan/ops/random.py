@@ -18,7 +18,6 @@ Deterministic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,176 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _backends
-from ._common import TYPE_NUMBER, output
-from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, register
-
-_MASK = 0xFFFFFFFF
-
-
-def _samples_elements(shape: Sequence[int]) -> tuple[int, int]:
-    """How many samples a shape holds and how many elements each has."""
-    if len(shape) < 2:
-        return 1, math.prod(shape)
-    return shape[0], math.prod(shape[1:])
-
-
-def _philox(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:
-    """Ten rounds on int64 tensors that hold uint32 words."""
-    for _ in range(10):
-        # The products wrap around in int64; their 64 bits are right all the same.
-        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
-        counter = [
-            ((product1 >> 32) & _MASK) ^ counter[1] ^ key0,
-            product1 & _MASK,
-            ((product0 >> 32) & _MASK) ^ counter[3] ^ key1,
-            product0 & _MASK,
-        ]
-        key0, key1 = (key0 + 0x9E3779B9) & _MASK, (key1 + 0xBB67AE85) & _MASK
-    return counter
-
-
-def _word_blocks(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    """The words as (samples, blocks, 4), the last block filled up."""
-    samples, elements = _samples_elements(shape)
-    block = torch.arange((elements + 3) // 4, device=seed.device)[None, :]
-    sample = torch.arange(samples, device=seed.device)[:, None]
-    sample = sample * 0 if seed.dim() else (sample + sample_offset) & _MASK
-    key = seed.reshape(-1, 1)
-    zero = torch.zeros_like(block + sample)
-    counter = [zero + (block & _MASK), zero + (block >> 32), zero + sample, zero + stream]
-    words = _philox(counter, zero + (key & _MASK), zero + ((key >> 32) & _MASK))
-    return torch.stack(words, dim=-1)
-
-
-def _in_shape(blocks: Tensor, shape: Sequence[int]) -> Tensor:
-    _, elements = _samples_elements(shape)
-    return blocks.flatten(1)[:, :elements].reshape(shape).contiguous()
-
-
-def _words_kernel(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    return _in_shape(_word_blocks(seed, shape, stream, sample_offset), shape)
-
-
-def round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Non-negative float64 numbers to the nearest number of `dtype` that is not above them."""
-    y = x.to(dtype)
-    below = torch.nextafter(y, torch.zeros_like(y))
-    return torch.where(y.double() > x, below, y)
-
-
-def _uniform_kernel(
-    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
-) -> Tensor:
-    words = _words_kernel(seed, shape, stream, sample_offset)
-    return round_down((words.double() + 0.5) * 2.0**-32, dtype)
-
-
-def _normal_kernel(
-    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
-) -> Tensor:
-    words = _word_blocks(seed, shape, stream, sample_offset)
-    w0, w1 = words[..., 0::2], words[..., 1::2]
-    radius = torch.sqrt(-2.0 * torch.log((w0.double() + 0.5) * 2.0**-32))
-    # The nearest quarter of a turn is taken off in integers, so that small sines and cosines keep
-    # their precision.
-    quarter = (w1 + (1 << 29)) >> 30
-    angle = ((w1 - (quarter << 30)).double() + 0.5) * (2.0 * math.pi * 2.0**-32)
-    cosine, sine = torch.cos(angle), torch.sin(angle)
-    odd = quarter % 2 == 1
-    cosine, sine = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
-    cosine = torch.where((quarter + 1) & 2 != 0, -cosine, cosine)
-    sine = torch.where(quarter & 2 != 0, -sine, sine)
-    normals = torch.stack((radius * cosine, radius * sine), dim=-1).flatten(-2)
-    return _in_shape(normals, shape).to(dtype)
-
-
-def _fake(
-    seed: Tensor,
-    shape: Sequence[int],
-    stream: int,
-    sample_offset: int,
-    dtype: torch.dtype = torch.int64,
-) -> Tensor:
-    return seed.new_empty(shape, dtype=dtype)
-
-
-def _launch_arguments(
-    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int
-) -> tuple[Tensor, tuple[int, ...]]:
-    samples, elements = _samples_elements(shape)
-    seed = seed.contiguous()
-    return seed, (samples, elements, seed.data_ptr(), int(seed.dim() > 0), stream, sample_offset)
-
-
-def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    out = seed.new_empty(shape)
-    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-    _backends.native("_cpu").random_words(output(out), *arguments, torch.get_num_threads())
-    return out
-
-
-def _numbers_cpu(name: str) -> Any:
-    def run(
-        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
-    ) -> Tensor:
-        out = seed.new_empty(shape, dtype=dtype)
-        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-        kernel = getattr(_backends.native("_cpu"), name)
-        kernel(output(out), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
-        return out
-
-    return run
-
-
-def _words_cuda(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    out = seed.new_empty(shape)
-    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-    with torch.cuda.device(seed.device):
-        queue = torch.cuda.current_stream().cuda_stream
-        _backends.native("_cuda").random_words(out.data_ptr(), *arguments, queue)
-    return out
-
-
-def _numbers_cuda(name: str) -> Any:
-    def run(
-        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
-    ) -> Tensor:
-        out = seed.new_empty(shape, dtype=dtype)
-        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-        kernel = getattr(_backends.native("_cuda"), name)
-        with torch.cuda.device(seed.device):
-            queue = torch.cuda.current_stream().cuda_stream
-            kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, queue)
-        return out
-
-    return run
-
-
-_COUNTER = "Tensor seed, SymInt[] shape, int stream, SymInt sample_offset"
-
-_words = Kernel(
-    f"random_words({_COUNTER}) -> Tensor",
-    reference=_words_kernel,
-    fake=_fake,
-    cpu=_words_cpu,
-    cuda=_words_cuda,
+from ._common import TYPE_NUMBER
+from ._random_calls import bad_calls, rows, samples
+from ._random_kernels import (
+    _launch_arguments,
+    _normal,
+    _normal_kernel,
+    _samples_elements,
+    _uniform,
+    _uniform_kernel,
+    _words,
+    _words_kernel,
 )
-_uniform = Kernel(
-    f"random_uniform({_COUNTER}, ScalarType dtype) -> Tensor",
-    reference=_uniform_kernel,
-    fake=_fake,
-    cpu=_numbers_cpu("random_uniform"),
-    cuda=_numbers_cuda("random_uniform"),
-)
-_normal = Kernel(
-    f"random_normal({_COUNTER}, ScalarType dtype) -> Tensor",
-    reference=_normal_kernel,
-    fake=_fake,
-    cpu=_numbers_cpu("random_normal"),
-    cuda=_numbers_cuda("random_normal"),
-)
-
+from ._registry import FLOATS, Kernel, Op, register
 
 _shift: Tensor | None = None
 
@@ -443,78 +285,22 @@ random_words_reference = _reference(_words_kernel, typed=False)
 random_uniform_reference = _reference(_uniform_kernel, typed=True)
 random_normal_reference = _reference(_normal_kernel, typed=True)
 
-# Shapes for each path of the kernels: blocks all in one sample, an odd end, samples shorter than a
-# vector of blocks, shorter than a block, more than one piece of work, nothing at all; seeds of a
-# batch and of each sample.
-_SHAPES: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
-    ("images", (4, 3, 16, 16), {"seed": 1234}),
-    ("odd sizes", (5, 7, 3), {"seed": -1, "stream": 2**32 - 1, "sample_offset": 2**32 - 5}),
-    ("points", (1000, 2), {"seed": 2**64 - 1, "stream": 3}),
-    ("one number each", (33, 1), {"seed": 5}),
-    ("one sample", (10007,), {"seed": 2**40 + 17}),
-    ("scalar", (), {"seed": 8}),
-    ("empty", (0, 4), {"seed": 8}),
-    ("empty samples", (4, 0), {"seed": 8}),
-    ("seed a sample", (6, 37), {"seed": torch.tensor([1, 2, 3, -(2**63), 2**63 - 1, 1])}),
-    ("large", (3, 70001), {"seed": 99, "sample_offset": 12}),
-)
-
-_BAD_COUNTERS: tuple[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str], ...] = (
-    ("negative size", ((2, -1),), {"seed": 1}, ValueError, "shape must not have negative sizes"),
-    ("shape is a number", (4,), {"seed": 1}, TypeError, "shape must be a sequence of ints"),
-    ("seed out of range", ((2, 3),), {"seed": 2**64}, ValueError, "seed must lie in"),
-    ("seed is a float", ((2, 3),), {"seed": 1.5}, TypeError, "seed must be an int64 tensor or an int"),
-    ("int32 seeds", ((2, 3),), {"seed": torch.zeros(2, dtype=torch.int32)}, TypeError, "int64"),
-    ("too few seeds", ((2, 3),), {"seed": torch.zeros(3, dtype=torch.int64)}, ValueError, "2 samples"),
-    ("stream too large", ((2, 3),), {"seed": 1, "stream": 2**32}, ValueError, "stream must lie in"),
-    ("offset too large", ((2, 3),), {"seed": 1, "sample_offset": 2**32 - 1}, ValueError, "sample_offset"),
-    ("seed and generator", ((2, 3),), {"seed": 1, "generator": torch.Generator()}, ValueError, "generator"),
-)  # fmt: skip
-
-_SIZES = (("200 thousand", 200_000), ("1 million", 1_000_000), ("4 million", 4_000_000))
-
-
-def _rows(name: str, eager: Any, ours: Any, item: int) -> Any:
-    def rows() -> list[Row]:
-        return [
-            Row(
-                name,
-                label,
-                lambda size=size: {  # type: ignore[misc]
-                    "ours": lambda: ours((size,)),
-                    "eager": lambda: eager(size),
-                },
-                bytes=size * item,
-            )
-            for label, size in _SIZES
-        ]
-
-    return rows
-
 
 def _register(
     function: Any, reference: Any, kernel: Kernel, epsilon: float, eager: Any, item: int
 ) -> None:
     typed = function is not random_words
-    bad = _BAD_COUNTERS
-    if typed:
-        bad += (
-            ("int dtype", ((2, 3),), {"seed": 1, "dtype": torch.int32}, TypeError, "dtype must be"),
-        )
     register(
         Op(
             name=function.__name__,
             function=function,
             reference=reference,
             kernels=(kernel,),
-            samples=tuple(
-                Sample(label, (shape,), dict(kwargs), takes_dtype=typed)
-                for label, shape, kwargs in _SHAPES
-            ),
-            bad_calls=tuple(BadCall(*call) for call in bad),
+            samples=samples(typed),
+            bad_calls=bad_calls(typed),
             orders=0,
             epsilon={dtype: epsilon * torch.finfo(dtype).eps for dtype in FLOATS},
-            rows=_rows(function.__name__, eager, function, item),
+            rows=rows(function.__name__, eager, function, item),
         )
     )
 

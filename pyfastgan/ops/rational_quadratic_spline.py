@@ -36,252 +36,34 @@ cast to x's dtype; otherwise all dtypes must agree.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._names import check_choice
-from . import _backends
 from ._common import (
-    TYPE_NUMBER,
     accumulation,
     apply,
     check_float,
     forward_mode,
     needs_grad,
-    output,
     under_autocast,
 )
-from ._registry import BadCall, Kernel, Op, Row, Sample, T, register
+from ._registry import Op, register
+from ._spline_calls import bad_calls, rows, samples
 from ._spline_formulas import (
     PARAMETERISATIONS,
-    _backward_reference,
     _bins_freia,
     _bins_of,
-    _check_domain,
     _core,
-    _forward_reference,
     _Settings,
     _settings,
     _sum,
     rational_quadratic_spline_reference,
 )
-
-_MOST_BINS = 64  # of the kernels; more are served by the reference
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    shape = x.shape if rest[-1] else x.shape[:1]
-    return _empty(x), x.new_empty(shape, dtype=accumulation(x.dtype))
-
-
-def _backward_fake(
-    dy: Tensor,
-    dlogdet: Tensor,
-    x: Tensor,
-    widths: Tensor,
-    heights: Tensor | None,
-    derivatives: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dh, dd = (x.new_empty(0) if t is None else _empty(t) for t in (heights, derivatives))
-    return _empty(x), _empty(widths), dh, dd
-
-
-def _rows_of(t: Tensor) -> tuple[Tensor, int]:
-    """t and how far apart its rows lie, or those of a copy if they are not evenly spaced."""
-    if t.is_contiguous():
-        return t, t.size(-1)
-    if t.size(-1) > 1 and t.stride(-1) != 1:
-        return t.contiguous(), t.size(-1)
-    step, expected = None, 0
-    for k in range(t.dim() - 2, -1, -1):
-        if t.size(k) == 1:
-            continue
-        if step is None:
-            step = expected = t.stride(k)
-        elif t.stride(k) != expected:
-            return t.contiguous(), t.size(-1)
-        expected *= t.size(k)
-    return t, t.size(-1) if step is None else step
-
-
-def _three(
-    widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, bins: int
-) -> tuple[list[Tensor], list[int]]:
-    """The tensors to keep alive, and address and stride of widths, heights and derivatives."""
-    if heights is None or derivatives is None:
-        t, step = _rows_of(widths)
-        address, size = t.data_ptr(), t.element_size()
-        places = [address, address + bins * size, address + 2 * bins * size]
-        return [t], [n for place in places for n in (place, step)]
-    kept, numbers = [], []
-    for t in (widths, heights, derivatives):
-        t, step = _rows_of(t)
-        kept.append(t)
-        numbers += [t.data_ptr(), step]
-    return kept, numbers
-
-
-def _tail(x: Tensor, bins: int, s: _Settings) -> tuple[Any, ...]:
-    """What both kernels take after their pointers."""
-    return (
-        TYPE_NUMBER[x.dtype],
-        x.size(0),
-        math.prod(x.shape[1:]),
-        s.elementwise,
-        bins,
-        s.tails,
-        s.low,
-        s.range,
-        s.min_width,
-        s.min_height,
-        s.min_derivative,
-        s.scale,
-        s.pull,
-        s.slope_pull,
-        s.exponent,
-        s.inverse,
-        torch.get_num_threads(),
-    )
-
-
-def _forward_cpu(
-    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    s = _Settings(*settings)
-    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
-    if bins > _MOST_BINS:
-        return _forward_reference(x, widths, heights, derivatives, *settings)
-    _check_domain(x, s)
-    x = x.contiguous()
-    y, logdet = _forward_fake(x, s.elementwise)
-    kept, logits = _three(widths, heights, derivatives, bins)
-    _backends.native("_cpu").rational_quadratic_spline(
-        x.data_ptr(), *logits, output(y), output(logdet), *_tail(x, bins, s)
-    )
-    return y, logdet
-
-
-def _backward_cpu(
-    dy: Tensor,
-    dlogdet: Tensor,
-    x: Tensor,
-    widths: Tensor,
-    heights: Tensor | None,
-    derivatives: Tensor | None,
-    *settings: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s = _Settings(*settings)
-    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
-    if bins > _MOST_BINS:
-        return _backward_reference(dy, dlogdet, x, widths, heights, derivatives, *settings)
-    dy, dlogdet, x = dy.contiguous(), dlogdet.contiguous(), x.contiguous()
-    dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
-    kept, logits = _three(widths, heights, derivatives, bins)
-    packed = heights is None
-    for gradient in (dw, dh, dd):
-        output(gradient)  # whole, where three may lie in one
-    _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
-    _backends.native("_cpu").rational_quadratic_spline_backward(
-        dy.data_ptr(),
-        dlogdet.data_ptr(),
-        x.data_ptr(),
-        *logits,
-        output(dx),
-        *gradients,
-        *_tail(x, bins, s),
-    )
-    return dx, dw, dh, dd
-
-
-def _numbers(s: _Settings) -> tuple[Any, ...]:
-    """What both CUDA kernels take after the number of bins, and the stream."""
-    numbers = (s.tails, s.low, s.range, s.min_width, s.min_height, s.min_derivative, s.scale)
-    queue = torch.cuda.current_stream().cuda_stream
-    return (*numbers, s.pull, s.slope_pull, s.exponent, s.inverse, queue)
-
-
-def _forward_cuda(
-    x: Tensor, widths: Tensor, heights: Tensor | None, derivatives: Tensor | None, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    s = _Settings(*settings)
-    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
-    _check_domain(x, s)
-    x = x.contiguous()
-    y, log = _forward_fake(x, True)
-    kept, logits = _three(widths, heights, derivatives, bins)
-    outputs = (y.data_ptr(), log.data_ptr(), TYPE_NUMBER[x.dtype], x.numel(), bins)
-    with torch.cuda.device(x.device):
-        _backends.native("_cuda").rational_quadratic_spline(
-            x.data_ptr(), *logits, *outputs, *_numbers(s)
-        )
-    return y, _sum(log, s.elementwise)
-
-
-def _backward_cuda(
-    dy: Tensor,
-    dlogdet: Tensor,
-    x: Tensor,
-    widths: Tensor,
-    heights: Tensor | None,
-    derivatives: Tensor | None,
-    *settings: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    s = _Settings(*settings)
-    bins = widths.size(-1) if heights is not None else _bins_of(widths.size(-1), s.tails)
-    if not s.elementwise:
-        dlogdet = dlogdet.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
-    dy, dlogdet, x = dy.contiguous(), dlogdet.contiguous(), x.contiguous()
-    dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
-    kept, logits = _three(widths, heights, derivatives, bins)
-    packed = heights is None
-    _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
-    inputs = (dy.data_ptr(), dlogdet.data_ptr(), x.data_ptr())
-    with torch.cuda.device(x.device):
-        _backends.native("_cuda").rational_quadratic_spline_backward(
-            *inputs,
-            *logits,
-            dx.data_ptr(),
-            *gradients,
-            TYPE_NUMBER[x.dtype],
-            x.numel(),
-            bins,
-            *_numbers(s),
-        )
-    return dx, dw, dh, dd
-
-
-_SCHEMA = (
-    "bool inverse, bool tails, float low, float range, float min_width, float min_height, float min_derivative, "
-    "float scale, float pull, float slope_pull, bool exponent, bool elementwise"
-)
-
-# Without heights and derivatives, widths holds all three one after the other.
-_forward = Kernel(
-    f"rational_quadratic_spline(Tensor x, Tensor widths, Tensor? heights, Tensor? derivatives, {_SCHEMA}) "
-    "-> (Tensor y, Tensor logdet)",
-    reference=_forward_reference,
-    fake=_forward_fake,
-    cpu=_forward_cpu,
-    cuda=_forward_cuda,
-)
-_backward = Kernel(
-    "rational_quadratic_spline_backward(Tensor dy, Tensor dlogdet, Tensor x, Tensor widths, Tensor? heights, "
-    f"Tensor? derivatives, {_SCHEMA}) -> (Tensor dx, Tensor dwidths, Tensor dheights, Tensor dderivatives)",
-    reference=_backward_reference,
-    fake=_backward_fake,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
-)
+from ._spline_kernels import _backward, _forward
 
 
 class _Spline(torch.autograd.Function):
@@ -542,158 +324,14 @@ def packed_rational_quadratic_spline(
     return _call_freia(x, w, h, d, s, tail_bound, min_bin_width, min_bin_height)
 
 
-def _samples() -> tuple[Sample, ...]:
-    def logits(bins: int, *shape: int, scale: float = 1.0, knots: int = -1, extra: int = 0) -> Any:
-        return (
-            T(shape, scale=0.7),
-            T((*shape, bins + extra), scale=scale),
-            T((*shape, bins + extra), scale=scale),
-            T((*shape, bins + knots), scale=scale),
-        )
-
-    return (
-        # Both directions, an odd end of a pack, inputs on both sides of the bounds.
-        Sample("forward", logits(4, 3, 4)),
-        Sample("inverse", logits(5, 3, 2), {"inverse": True, "tail_bound": 1.3}),
-        Sample("one bin, elementwise", logits(1, 6), {"elementwise": True}),
-        # Rows longer than a tile, samples of several pieces of work.
-        Sample("many bins", logits(19, 2, 613), {"tail_bound": 2.0}),
-        Sample("inverse of many samples", logits(8, 700, 3), {"inverse": True, "tail_bound": 2.0}),
-        Sample(
-            "no tails",
-            (
-                T((5, 3), map=lambda x: 0.5 * torch.sigmoid(x)),
-                T((5, 3, 4)),
-                T((5, 3, 4)),
-                T((5, 3, 5)),
-            ),
-            {"tails": None, "min_bin_width": 0.02, "min_bin_height": 0.05, "min_derivative": 0.1},
-        ),
-        Sample(
-            "zuko, wild logits",
-            logits(3, 3, 5, scale=10.0),
-            {"parameterisation": "zuko", "tail_bound": 1.5, "logit_scale": 0.7},
-        ),
-        Sample(
-            "freia, inverse",
-            logits(2, 2, 5, extra=1),
-            {"parameterisation": "freia", "inverse": True, "min_bin_width": 0.1},
-        ),
-        Sample("scaled logits", logits(4, 3, 5), {"logit_scale": 0.25}),
-        Sample("empty", logits(4, 0, 3)),
-    )
-
-
-def _bad_calls() -> tuple[BadCall, ...]:
-    x, w, d = torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3, 3)
-    full = torch.zeros(2, 3, 5)
-    calls: tuple[Any, ...] = (
-        ("integers", (x.long(), w, w, d), {}, TypeError,
-         "x must be float32"),
-        ("widths of other elements", (x, w[:1], w, d), {}, ValueError,
-         "widths must have shape"),
-        ("heights of another size", (x, w, full, d), {}, ValueError,
-         r"heights must have shape \(2, 3, 4\)"),
-        ("derivatives for no tails", (x, w, w, full), {}, ValueError,
-         r"derivatives must have shape \(2, 3, 3\)"),
-        ("derivatives for tails", (x, w, w, d), {"tails": None}, ValueError,
-         r"derivatives must have shape \(2, 3, 5\)"),
-        ("mixed dtypes", (x, w.double(), w, d), {}, TypeError,
-         "widths must have the dtype of x"),
-        ("mixed devices", (x, w, w.to("meta"), d), {}, ValueError,
-         "heights must be on cpu"),
-        ("no room for the bins", (x, w, w, d), {"min_bin_width": 0.3}, ValueError,
-         r"min_bin_width must be positive and at most 0.25"),
-        ("no least height", (x, w, w, d), {"min_bin_height": 0.0}, ValueError,
-         "min_bin_height must be positive"),
-        ("no least derivative", (x, w, w, d), {"min_derivative": 0.0}, ValueError,
-         "min_derivative must lie between"),
-        ("unknown tails", (x, w, w, d), {"tails": "circular"}, ValueError,
-         "tails must be 'linear' or None"),
-        ("zuko without tails", (x, w, w, full), {"tails": None, "parameterisation": "zuko"}, ValueError,
-         "tails must be 'linear' with"),
-        ("unknown parameterisation", (x, w, w, d), {"parameterisation": "nflow"}, ValueError,
-         "did you mean 'nflows'"),
-        ("negative bound", (x, w, w, d), {"tail_bound": -1.0}, ValueError,
-         "tail_bound must be finite and positive"),
-        ("no scale", (x, w, w, d), {"logit_scale": 0.0}, ValueError,
-         "logit_scale must be finite and positive"),
-        ("freia with a scale", (x, full, full, d), {"parameterisation": "freia", "logit_scale": 0.5}, ValueError,
-         "logit_scale must be 1 with"),
-        ("outside the domain", (x - 0.5, w, w, full), {"tails": None}, ValueError,
-         r"x must lie in \[0.0, 1.0\] with tails=None"),
-    )  # fmt: skip
-    return tuple(BadCall(*call) for call in calls)
-
-
-def _row(shape: tuple[int, int], what: str, bins: int = 8) -> Row:
-    backward, inverse = what == "fwd+bwd", what == "inverse"
-
-    def make() -> dict[str, Callable[[], Any]]:
-        x, dy = 1.5 * torch.randn(2, *shape)
-        sizes = (bins, bins, bins - 1)
-        logits = [torch.randn(*shape, k).requires_grad_(backward) for k in sizes]
-        inputs = [x.requires_grad_(backward), *logits]
-        dlogdet = torch.randn(shape[0])
-
-        def run(f: Callable[[], Any]) -> Any:
-            return torch.autograd.grad(f(), inputs, (dy, dlogdet)) if backward else f()
-
-        kwargs: Any = {"inverse": inverse, "tail_bound": 3.0}
-        calls = {
-            "ours": lambda: run(lambda: rational_quadratic_spline(x, *logits, **kwargs)),
-            "eager": lambda: run(lambda: rational_quadratic_spline_reference(x, *logits, **kwargs)),
-        }
-        for peer, theirs in _peers().items():
-
-            def call(theirs: Callable[..., Any] = theirs) -> Any:
-                y, log = theirs(x, *logits, tails="linear", **kwargs)
-                return y, log.sum(1)
-
-            calls[peer] = functools.partial(run, call)
-        return calls
-
-    width = 3 * bins - 1
-    moved = width + 2 + (2 * width + 3 if backward else 0)
-    return Row(
-        f"rational_quadratic_spline {what}, K={bins}",
-        ",".join(map(str, shape)),
-        make,
-        bytes=moved * 4 * math.prod(shape),
-    )
-
-
-def _peers() -> dict[str, Callable[..., Any]]:
-    """The libraries' own functions, where they are installed."""
-    found: dict[str, Callable[..., Any]] = {}
-    try:
-        from nflows.transforms.splines import unconstrained_rational_quadratic_spline
-
-        found["nflows"] = unconstrained_rational_quadratic_spline
-    except ImportError:
-        pass
-    try:
-        from normflows.utils.splines import unconstrained_rational_quadratic_spline as other
-
-        found["normflows"] = other
-    except ImportError:
-        pass
-    return found
-
-
-def _rows() -> Sequence[Row]:
-    directions = ("fwd", "inverse", "fwd+bwd")
-    return [_row(shape, what) for shape in ((8192, 64), (512, 32)) for what in directions]
-
-
 register(
     Op(
         name="rational_quadratic_spline",
         function=rational_quadratic_spline,
         reference=rational_quadratic_spline_reference,
         kernels=(_forward, _backward),
-        samples=_samples(),
-        bad_calls=_bad_calls(),
+        samples=samples(),
+        bad_calls=bad_calls(),
         orders=1,
         # Where a knot's rounding is divided by a narrow bin, some 1e-7 become this much in a gradient.
         epsilon={
@@ -702,6 +340,6 @@ register(
             torch.bfloat16: 2e-5,
             torch.float16: 2e-5,
         },
-        rows=_rows,
+        rows=rows,
     )
 )

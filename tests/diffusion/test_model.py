@@ -1,4 +1,4 @@
-"""Losses written out, couplings, guidance, self-conditioning, inpainting, and samples by their seeds."""
+"""Losses written out, couplings, guidance, self-conditioning, and samples by their seeds."""
 
 import itertools
 import math
@@ -11,20 +11,16 @@ from pyfastgan.diffusion import (
     DDIM,
     DDPM,
     EDM,
-    MLP,
     SAMPLERS,
-    DiffusionModel,
     DPMSolverPP,
     FlowMatching,
     Levels,
     NoiseSchedule,
     Path,
     Sigmas,
-    UNet,
     edm_input_scale,
     edm_time,
     guide,
-    inpaint,
     make_process,
     make_sampler,
     optimal_assignment,
@@ -34,43 +30,7 @@ from pyfastgan.diffusion.guidance import SelfConditioned, rescaled
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.training.rng import derive_seed
 
-
-def levels(prediction="eps", **options):
-    return Levels(NoiseSchedule.cosine(50, prediction=prediction), **options)
-
-
-def points(process, **options):
-    """A small model of points, with a network whose last layer is not zero."""
-    torch.manual_seed(0)
-    learned = options.get("learned_variance", False)
-    network = MLP(
-        3,
-        out=6 if learned else 3,
-        width=16,
-        layers=2,
-        classes=options.get("classes"),
-        time_scale=process.time_scale,
-        self_conditioning=options.get("self_conditioning", False),
-    )
-    return DiffusionModel(network, process, (3,), **options).eval()
-
-
-def images(process, **options):
-    torch.manual_seed(0)
-    network = UNet(
-        1,
-        8,
-        out=2 if options.get("learned_variance") else 1,
-        width=8,
-        multipliers=(1, 2),
-        blocks=1,
-        classes=options.get("classes"),
-        time_scale=process.time_scale,
-        self_conditioning=options.get("self_conditioning", False),
-    )
-    torch.nn.init.normal_(network.output.weight, std=0.05)
-    return DiffusionModel(network, process, (1, 8, 8), **options).eval()
-
+from .models import HALF, KNOWN, images, levels, points
 
 DATA = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
 
@@ -291,81 +251,6 @@ def test_images_by_seed():
     torch.testing.assert_close(model.sample(2, seeds[4:], steps=4), whole[4:], rtol=0, atol=1e-4)
 
 
-KNOWN = torch.full((3, 1, 8, 8), 0.25)
-HALF = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-HALF[..., :4] = True
-
-
-@pytest.mark.parametrize(
-    ("process", "options"),
-    [
-        (levels(), {"sampler": "ddpm", "steps": 6, "repeats": 3}),
-        (levels(), {"sampler": "dpmpp-3m", "steps": 5}),
-        (Sigmas(), {"sampler": "edm", "steps": 4, "churn": 4.0}),
-        (Path(), {"sampler": "rk4", "steps": 3}),
-    ],
-    ids=["repaint", "dpmpp-3m", "edm", "rk4"],
-)
-def test_inpainting_keeps_the_known_part(process, options):
-    model = images(process)
-    found = model.sample(3, 1, known=KNOWN, mask=HALF, **options)
-    assert torch.equal(found[..., :4], KNOWN[..., :4])
-    assert found.isfinite().all()
-    assert (found[..., 4:] - KNOWN[..., 4:]).abs().max() > 0.1
-    free = {key: value for key, value in options.items() if key != "repeats"}
-    nothing = model.sample(3, 1, known=KNOWN, mask=HALF & False, **free)
-    torch.testing.assert_close(nothing, model.sample(3, 1, **free), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("repeats", [1, 4])
-def test_inpainting_noises_the_known_part_to_each_level(repeats):
-    """The network sees known places with the noise of its level."""
-    schedule = NoiseSchedule.linear(50)
-    sampler = DDPM(schedule, schedule.timesteps(10, "trailing"))
-    seen = []
-
-    def network(x, time):
-        seen.append((int(time[0]), float(x[:, :, 0].std()), float(x[:, :, 0].mean())))
-        return torch.zeros_like(x)
-
-    known = torch.full((8, 500, 2), 0.8)
-    mask = torch.tensor([True, False]).expand(8, 500, 2)
-    y = inpaint(sampler, network, known, mask, 3, repeats=repeats)
-    assert torch.equal(y[:, :, 0], known[:, :, 0])
-    assert len(seen) == 9 * repeats + 1
-    for level, deviation, mean in seen:
-        assert deviation == pytest.approx(float(schedule.sigma[level]), abs=0.04)
-        assert mean == pytest.approx(0.8 * float(schedule.alpha[level]), abs=0.05)
-
-
-def test_repaint_reaches_the_conditional_distribution():
-    """Of two numbers with correlation 0.9 the first is known: the second's mean is 0.9 of it. Replacement alone falls
-    short of that; repeats come closer."""
-    schedule = NoiseSchedule.linear(200)
-    sampler = DDPM(schedule, schedule.timesteps(40, "trailing"))
-    covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
-
-    def network(x, time):
-        a, s = schedule.alpha[int(time[0])], schedule.sigma[int(time[0])]
-        gain = (
-            float(a)
-            * covariance
-            @ torch.linalg.inv(float(a**2) * covariance + float(s**2) * torch.eye(2))
-        )
-        return (x - float(a) * x @ gain.T) / float(s)
-
-    known = torch.tensor([[1.5, 0.0]]).expand(3000, 2)
-    mask = torch.tensor([[True, False]])
-    found = [
-        inpaint(sampler, network, known, mask.expand(3000, 2), 1, repeats=r)[:, 1] for r in (1, 10)
-    ]
-    means = [float(y.mean()) for y in found]
-    assert abs(means[1] - 1.35) < abs(means[0] - 1.35)
-    assert means[1] == pytest.approx(1.35, abs=0.12)
-    # Variance 1 - 0.81; without the noise of going back it would shrink.
-    assert float(found[1].var()) == pytest.approx(0.19, abs=0.06)
-
-
 @pytest.mark.parametrize("make", [images, points])
 def test_a_whole_sampling_loop_of_a_model_compiles(make):
     """A U-Net in two calls, an MLP in seven; guidance, classes and fresh noise in both."""
@@ -438,11 +323,6 @@ def test_what_is_refused(call):
     text = next(t for c, t in BAD if c is call)
     with pytest.raises(ValueError, match=text):
         call()
-
-
-def test_a_mask_that_is_not_bool():
-    with pytest.raises(TypeError, match=r"mask bool, got torch.float32, torch.float32"):
-        images(levels()).sample(3, 0, known=KNOWN, mask=HALF.float())
 
 
 def test_samplers_by_name():

@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# For `critics`.
+# For `critics` and `critic_steps`.
 sys.path.insert(0, str(Path(__file__).parent))

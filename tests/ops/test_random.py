@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 import pyfastgan as pf
 from pyfastgan.ops import _backends
+from pyfastgan.ops._random_kernels import _philox, round_down
 from pyfastgan.ops._registry import FLOATS, ops
 from pyfastgan.ops.random import (
-    _philox,
     random_normal_reference,
     random_uniform_reference,
     random_words_reference,
-    round_down,
 )
 from pyfastgan.testing import backends
 

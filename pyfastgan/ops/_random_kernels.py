@@ -1,0 +1,183 @@
+"""The kernels of `random_words`, `random_uniform` and `random_normal`, and their references.
+
+`random.py` says which number is which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _backends
+from ._common import TYPE_NUMBER, output
+from ._registry import Kernel
+
+_MASK = 0xFFFFFFFF
+
+
+def _samples_elements(shape: Sequence[int]) -> tuple[int, int]:
+    """How many samples a shape holds and how many elements each has."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def _philox(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:
+    """Ten rounds on int64 tensors that hold uint32 words."""
+    for _ in range(10):
+        # The products wrap around in int64; their 64 bits are right all the same.
+        product0, product1 = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+        counter = [
+            ((product1 >> 32) & _MASK) ^ counter[1] ^ key0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ counter[3] ^ key1,
+            product0 & _MASK,
+        ]
+        key0, key1 = (key0 + 0x9E3779B9) & _MASK, (key1 + 0xBB67AE85) & _MASK
+    return counter
+
+
+def _word_blocks(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    """The words as (samples, blocks, 4), the last block filled up."""
+    samples, elements = _samples_elements(shape)
+    block = torch.arange((elements + 3) // 4, device=seed.device)[None, :]
+    sample = torch.arange(samples, device=seed.device)[:, None]
+    sample = sample * 0 if seed.dim() else (sample + sample_offset) & _MASK
+    key = seed.reshape(-1, 1)
+    zero = torch.zeros_like(block + sample)
+    counter = [zero + (block & _MASK), zero + (block >> 32), zero + sample, zero + stream]
+    words = _philox(counter, zero + (key & _MASK), zero + ((key >> 32) & _MASK))
+    return torch.stack(words, dim=-1)
+
+
+def _in_shape(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    _, elements = _samples_elements(shape)
+    return blocks.flatten(1)[:, :elements].reshape(shape).contiguous()
+
+
+def _words_kernel(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    return _in_shape(_word_blocks(seed, shape, stream, sample_offset), shape)
+
+
+def round_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Non-negative float64 numbers to the nearest number of `dtype` that is not above them."""
+    y = x.to(dtype)
+    below = torch.nextafter(y, torch.zeros_like(y))
+    return torch.where(y.double() > x, below, y)
+
+
+def _uniform_kernel(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+) -> Tensor:
+    words = _words_kernel(seed, shape, stream, sample_offset)
+    return round_down((words.double() + 0.5) * 2.0**-32, dtype)
+
+
+def _normal_kernel(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+) -> Tensor:
+    words = _word_blocks(seed, shape, stream, sample_offset)
+    w0, w1 = words[..., 0::2], words[..., 1::2]
+    radius = torch.sqrt(-2.0 * torch.log((w0.double() + 0.5) * 2.0**-32))
+    # The nearest quarter of a turn is taken off in integers, so that small sines and cosines keep
+    # their precision.
+    quarter = (w1 + (1 << 29)) >> 30
+    angle = ((w1 - (quarter << 30)).double() + 0.5) * (2.0 * math.pi * 2.0**-32)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    odd = quarter % 2 == 1
+    cosine, sine = torch.where(odd, sine, cosine), torch.where(odd, cosine, sine)
+    cosine = torch.where((quarter + 1) & 2 != 0, -cosine, cosine)
+    sine = torch.where(quarter & 2 != 0, -sine, sine)
+    normals = torch.stack((radius * cosine, radius * sine), dim=-1).flatten(-2)
+    return _in_shape(normals, shape).to(dtype)
+
+
+def _fake(
+    seed: Tensor,
+    shape: Sequence[int],
+    stream: int,
+    sample_offset: int,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    return seed.new_empty(shape, dtype=dtype)
+
+
+def _launch_arguments(
+    seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int
+) -> tuple[Tensor, tuple[int, ...]]:
+    samples, elements = _samples_elements(shape)
+    seed = seed.contiguous()
+    return seed, (samples, elements, seed.data_ptr(), int(seed.dim() > 0), stream, sample_offset)
+
+
+def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    out = seed.new_empty(shape)
+    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+    _backends.native("_cpu").random_words(output(out), *arguments, torch.get_num_threads())
+    return out
+
+
+def _numbers_cpu(name: str) -> Any:
+    def run(
+        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+    ) -> Tensor:
+        out = seed.new_empty(shape, dtype=dtype)
+        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+        kernel = getattr(_backends.native("_cpu"), name)
+        kernel(output(out), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
+        return out
+
+    return run
+
+
+def _words_cuda(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
+    out = seed.new_empty(shape)
+    seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+    with torch.cuda.device(seed.device):
+        queue = torch.cuda.current_stream().cuda_stream
+        _backends.native("_cuda").random_words(out.data_ptr(), *arguments, queue)
+    return out
+
+
+def _numbers_cuda(name: str) -> Any:
+    def run(
+        seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
+    ) -> Tensor:
+        out = seed.new_empty(shape, dtype=dtype)
+        seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
+        kernel = getattr(_backends.native("_cuda"), name)
+        with torch.cuda.device(seed.device):
+            queue = torch.cuda.current_stream().cuda_stream
+            kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, queue)
+        return out
+
+    return run
+
+
+_COUNTER = "Tensor seed, SymInt[] shape, int stream, SymInt sample_offset"
+
+_words = Kernel(
+    f"random_words({_COUNTER}) -> Tensor",
+    reference=_words_kernel,
+    fake=_fake,
+    cpu=_words_cpu,
+    cuda=_words_cuda,
+)
+_uniform = Kernel(
+    f"random_uniform({_COUNTER}, ScalarType dtype) -> Tensor",
+    reference=_uniform_kernel,
+    fake=_fake,
+    cpu=_numbers_cpu("random_uniform"),
+    cuda=_numbers_cuda("random_uniform"),
+)
+_normal = Kernel(
+    f"random_normal({_COUNTER}, ScalarType dtype) -> Tensor",
+    reference=_normal_kernel,
+    fake=_fake,
+    cpu=_numbers_cpu("random_normal"),
+    cuda=_numbers_cuda("random_normal"),
+)
