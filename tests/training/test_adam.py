@@ -95,7 +95,8 @@ def test_layouts_of_memory() -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
         for p, q in zip(ours, plain, strict=True):
-            assert p.grad is None and q.grad is None
+            assert p.grad is None
+            assert q.grad is None
             q.grad = torch.randn_like(q)
             # The first step is torch's own, which takes memory as it lies.
             p.grad = q.grad.clone() if number == 3 else torch.empty_like(p).copy_(q.grad)
