@@ -29,6 +29,7 @@ from pyfastgan.gan.penalties import get_penalty, gradient_penalty
 from pyfastgan.gan.translation import check_betas
 from pyfastgan.ops import random_normal
 from pyfastgan.training import Run, TrainConfig, load_weights, save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 from pyfastgan.training.grids import image_grid
 from pyfastgan.training.rng import derive_seed
@@ -197,7 +198,7 @@ class ConditionalGAN:
         if config.discriminator_learning_rate is not None:
             rates["discriminator"] = config.discriminator_learning_rate
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(network.parameters(), rates[name], config.betas, fused=True)
+            name: Adam(network.parameters(), rates[name], config.betas)
             for name, network in self.networks.items()
         }
 

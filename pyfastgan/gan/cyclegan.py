@@ -22,6 +22,7 @@ from pyfastgan.gan.translation import (
 from pyfastgan.gan.translation_networks import PatchDiscriminator, ResNetGenerator
 from pyfastgan.ops import random_uniform
 from pyfastgan.training import Run, load_weights, save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 from pyfastgan.training.grids import image_grid
 
@@ -148,11 +149,10 @@ class CycleGAN:
             "history_second": ImageHistory(config.history, (second, size, size)),
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
+            name: Adam(
                 [p for network in networks for p in network.parameters()],
                 config.learning_rate,
                 config.betas,
-                fused=True,
             )
             for name, networks in (
                 ("generators", generators.values()),

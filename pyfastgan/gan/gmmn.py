@@ -22,6 +22,7 @@ from pyfastgan.gan.dcgan import check_latent, draw_latents, draw_samples
 from pyfastgan.gan.shaped import ShapedConfig, perceptron, shaped_data
 from pyfastgan.ops import mmd, random_normal
 from pyfastgan.training import Run, load_weights
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 
 if TYPE_CHECKING:
@@ -246,4 +247,4 @@ def _generator(config: GMMNConfig) -> GMMNGenerator:
 
 def _adam(config: GMMNConfig, *networks: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for network in networks for p in network.parameters()]
-    return torch.optim.Adam(parameters, config.learning_rate, config.betas, fused=True)
+    return Adam(parameters, config.learning_rate, config.betas)

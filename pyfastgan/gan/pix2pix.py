@@ -21,6 +21,7 @@ from pyfastgan.gan.translation import (
 )
 from pyfastgan.gan.translation_networks import PatchDiscriminator, UNet
 from pyfastgan.training import Run, load_weights
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 
 if TYPE_CHECKING:
@@ -80,9 +81,7 @@ class Pix2Pix:
             "discriminator": PatchDiscriminator(given + made, width=config.width, layers=layers),
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                network.parameters(), config.learning_rate, config.betas, fused=True
-            )
+            name: Adam(network.parameters(), config.learning_rate, config.betas)
             for name, network in self.networks.items()
         }
 

@@ -48,8 +48,10 @@ class ScaledConv(nn.Module):
         self.act, self.padding = act, kernel // 2 if padding is None else padding
 
     def forward(self, x: Tensor) -> Tensor:
-        y = functional.conv2d(x, self.weight * self.scale, padding=self.padding)
-        return bias_act(y, self.bias, self.act, slope=0.2)
+        # On a CPU the convolution adds the bias as it stores its result, and sums its gradient in passing.
+        within, after = (self.bias, None) if x.device.type == "cpu" else (None, self.bias)
+        y = functional.conv2d(x, self.weight * self.scale, within, padding=self.padding)
+        return bias_act(y, after, self.act, slope=0.2)
 
 
 class FirstMap(nn.Module):
@@ -191,6 +193,9 @@ class GrowingDiscriminator(nn.Module):
                 f"images must be square, (N, {self.channels}, H, H), got {tuple(images.shape)}"
             )
         level = level_of(resolution, self.image_size)
+        if self.channels == 1:
+            # The strides of one channel leave it open which layout this is, and torch would take the slower.
+            images = images.reshape(-1, resolution, resolution, 1).permute(0, 3, 1, 2)
         x = self.from_image[level](images)
         for k in reversed(range(level)):
             x = self.blocks[k](x)

@@ -21,6 +21,7 @@ from pyfastgan.gan.translation import check_betas
 from pyfastgan.gan.translation_networks import check_power_of_two
 from pyfastgan.ops import random_normal
 from pyfastgan.training import Run, TrainConfig, load_weights, save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 from pyfastgan.training.grids import image_grid
 from pyfastgan.training.rng import derive_seed
@@ -140,9 +141,7 @@ class ProgressiveGAN:
             ),
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                network.parameters(), config.learning_rate, config.betas, _EPS, fused=True
-            )
+            name: Adam(network.parameters(), config.learning_rate, config.betas, _EPS)
             for name, network in self.networks.items()
         }
 

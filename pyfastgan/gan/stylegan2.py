@@ -20,6 +20,7 @@ from pyfastgan.gan.shaped import ShapedConfig, shaped_data
 from pyfastgan.gan.stylegan2_networks import StyleDiscriminator, StyleGenerator
 from pyfastgan.ops import random_normal
 from pyfastgan.training import Run, image_grid, load_weights, save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 from pyfastgan.training.rng import derive_seed
 
@@ -85,9 +86,7 @@ class StyleGAN2:
             ),
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                network.parameters(), config.learning_rate, config.betas, fused=True
-            )
+            name: Adam(network.parameters(), config.learning_rate, config.betas)
             for name, network in self.networks.items()
         }
 

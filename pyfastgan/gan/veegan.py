@@ -29,6 +29,7 @@ from pyfastgan.gan.shaped import ShapedConfig, perceptron, shaped_data
 from pyfastgan.nn import ConvBlock, FusedSequential
 from pyfastgan.ops import random_normal
 from pyfastgan.training import Run, load_weights
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number
 
 if TYPE_CHECKING:
@@ -117,11 +118,10 @@ class VEEGAN:
         players = [[self.networks["generator"], self.networks["reconstructor"]]]
         players.append([self.networks["discriminator"]])
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
+            name: Adam(
                 [p for network in player for p in network.parameters()],
                 config.learning_rate,
                 config.betas,
-                fused=True,
             )
             for name, player in zip(("generator", "discriminator"), players, strict=True)
         }

@@ -43,7 +43,9 @@ class MinibatchStd(nn.Module):
             return torch.cat([x, x.new_zeros(0, self.features, height, width)], 1)
         group = next(g for g in range(min(self.group_size, count), 0, -1) if count % g == 0)
         grouped = x.reshape(group, count // group, self.features, -1)
-        spread = grouped.var(0, correction=0).add(_EPS).sqrt().mean(2)  # (N / g, features)
+        # Not torch.var, which takes ten times as long along the first dimension.
+        squares = (grouped - grouped.mean(0)).square().mean(0)
+        spread = squares.add(_EPS).sqrt().mean(2)  # (N / g, features)
         shown = spread.repeat(group, 1)[..., None, None].expand(-1, -1, height, width)
         return torch.cat([x, shown], 1)
 

@@ -223,7 +223,8 @@ def test_outputs_that_no_cache_holds(layout, shape):
 def test_little_is_kept_for_backward():
     x, w, b = torch.randn(4, 3, 8, 8, requires_grad=True), torch.ones(3), torch.zeros(3)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with keep, pf.use_backend("cpu" if "cpu" in BACKENDS else "reference"):
         pf.ops.norm_act(x, w.requires_grad_(), b.requires_grad_())
     sizes = {"mean": 3 * 4, "var": 3 * 4, "x": x.nbytes, "weight": 3 * 4, "bias": 3 * 4}
     assert sorted(t.nbytes for t in saved) == sorted(sizes.values())
@@ -267,3 +268,27 @@ def test_running_statistics_move_in_compiled_code():
     torch.testing.assert_close(y, step(x, *other))
     torch.testing.assert_close((mean, var), other)
     assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_small_batch_norms_are_torchs_and_the_same_function(layout):
+    """Values, both derivatives and running statistics, on either side of the bound."""
+    for channels in (16, 48):  # times 4096, from which contiguous tensors are not small
+        x = torch.randn(4, channels, 32, 32).contiguous(memory_format=LAYOUTS[layout])
+        x = (3 + 2 * x).double().requires_grad_()
+        w, b = (torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        dy, ddx = (torch.randn_like(x) for _ in range(2))
+        found = []
+        for backend in ("auto", "reference"):
+            mean, var = torch.zeros(channels).double(), torch.ones(channels).double()
+            with pf.use_backend(backend):
+                y = pf.ops.norm_act(
+                    x, w, b, running_mean=mean, running_var=var, momentum=0.3, eps=1e-3, act="silu"
+                )
+                if backend == "auto" and channels == 16:
+                    assert y.grad_fn.name() == "SiluBackward0"
+                dx, dw, db = torch.autograd.grad(y, (x, w, b), dy, create_graph=True)
+                again = torch.autograd.grad(dx, (x, w), ddx)
+            found.append((y, dx, dw, db, *again, mean, var))
+        for one, two in zip(*found, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)

@@ -74,3 +74,34 @@ def test_scaled_gradients_and_closures_are_torchs() -> None:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
         assert optimizer.step(lambda: 3.0) == 3.0
     step(players, 3)
+
+
+def test_gradients_of_other_parameters_step_by_step() -> None:
+    players = pair()
+    for number, without in enumerate((0, 0, 2, 2, -1, -1)):
+        step(players, number, without)
+
+
+def test_layouts_of_memory() -> None:
+    """Channels-last weights, one of them with one channel, and gradients in either layout."""
+    torch.manual_seed(0)
+    shapes = (4, 3, 2, 2), (3, 1, 4, 4), (5,)
+    values = [torch.randn(shape) for shape in shapes]
+    plain = [nn.Parameter(v.clone()) for v in values]
+    form = {4: torch.channels_last, 1: torch.contiguous_format}
+    ours = [nn.Parameter(v.clone(memory_format=form[v.dim()])) for v in values]
+    optimizers = Adam(ours, 1e-2), torch.optim.Adam(plain, 1e-2, fused=True)
+    for number in range(5):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for p, q in zip(ours, plain, strict=True):
+            assert p.grad is None
+            assert q.grad is None
+            q.grad = torch.randn_like(q)
+            # The first step is torch's own, which takes memory as it lies.
+            p.grad = q.grad.clone() if number == 3 else torch.empty_like(p).copy_(q.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q in zip(ours, plain, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-7)
+    assert [p.stride() for p in ours[:2]] == [(12, 1, 6, 3), (16, 1, 4, 1)]
