@@ -12,7 +12,7 @@ Differentiable twice in x and bias (any number of times for linear, relu and lea
 is zero; at a kink it is torch's: 0 for relu and `slope` for leaky_relu.
 
 On a CPU small tensors (up to 2^18 elements for linear, relu, leaky_relu and silu, 2^20 for gelu, 2^17 for sigmoid,
-2^13 for tanh and softplus; in half types 2^14, 2^16 for sigmoid and silu, 2^23 for gelu) are left to torch's own
+2^13 for tanh and softplus; in half types 2^14, 2^17 for sigmoid, 2^16 for silu, 2^23 for gelu) are left to torch's own
 operations, which round a half type after each of them, unless a backend is asked for by name: there a call costs more
 than a pass, and torch's gelu costs less than ours.
 
@@ -477,7 +477,7 @@ _SMALL_FLOAT = dict.fromkeys(ACTIVATIONS, 2**18) | {
     "softplus": 2**13,
     "gelu": 2**20,
 }
-_SMALL_HALF = dict.fromkeys(ACTIVATIONS, 2**14) | {"sigmoid": 2**16, "silu": 2**16, "gelu": 2**23}
+_SMALL_HALF = dict.fromkeys(ACTIVATIONS, 2**14) | {"sigmoid": 2**17, "silu": 2**16, "gelu": 2**23}
 _SMALL = {
     torch.float32: _SMALL_FLOAT,
     torch.float64: _SMALL_FLOAT,
