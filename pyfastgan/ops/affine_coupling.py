@@ -17,6 +17,9 @@ type the gradient of raw_scale has its rounding, as y would have as the input of
 The log-determinant is accumulated in float32 or better (float64 for float64) and returned in float32
 (float64). Under autocast raw_scale and shift are cast to x's dtype, so that a half-precision network
 does not round the flow's own variables; otherwise the three must agree.
+
+On a CPU small tensors of float32 and float64 (up to 4096 elements for exp, 1024 for tanh) are left to torch's own
+operations unless a backend is asked for by name.
 """
 
 from __future__ import annotations
@@ -94,8 +97,9 @@ def affine_coupling_reference(
     else:
         factor = torch.exp(log)
         y = (x + shift) * factor if shift_first else x * factor + shift
-    wide = _log_scale(raw_scale.to(accumulation(x.dtype)), scale, clamp)
-    logdet = wide.reshape(x.size(0), math.prod(x.shape[1:])).sum(1)
+    sums = accumulation(x.dtype)
+    wide = log if log.dtype is sums else _log_scale(raw_scale.to(sums), scale, clamp)
+    logdet = (wide if x.dim() == 2 else wide.reshape(x.size(0), math.prod(x.shape[1:]))).sum(1)
     return y, -logdet if inverse else logdet
 
 
@@ -268,6 +272,42 @@ def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float
         raise ValueError(f"clamp must be finite and positive, got {clamp}")
 
 
+# On a CPU, up to this many elements torch's own few calls are sooner back than one of ours.
+_SMALL = {"exp": 4096, "tanh": 1024}
+
+
+def _is_good(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float) -> bool:
+    """One look at what most calls have; whatever else there is, mistakes among it, goes to `_check`."""
+    if not (isinstance(x, Tensor) and isinstance(raw_scale, Tensor) and isinstance(shift, Tensor)):
+        return False
+    dtype, shape = x.dtype, x.shape
+    return (
+        raw_scale.dtype is dtype
+        and shift.dtype is dtype
+        and raw_scale.shape == shape
+        and shift.shape == shape
+        and len(shape) > 0
+        and x.is_cpu
+        and raw_scale.is_cpu
+        and shift.is_cpu
+        and dtype in TYPE_NUMBER
+        and isinstance(scale, str)
+        and scale in SCALES
+        and 0 < clamp < math.inf
+    )
+
+
+def _is_small(x: Tensor, scale: str) -> bool:
+    """Whether torch's own operations serve, where the choice is ours."""
+    return (
+        x.numel() <= _SMALL.get(scale, -1)
+        and x.is_cpu
+        and (x.dtype is torch.float32 or x.dtype is torch.float64)
+        and _backends.choice.name == "auto"
+        and not torch.compiler.is_compiling()
+    )
+
+
 def affine_coupling(
     x: Tensor,
     raw_scale: Tensor,
@@ -298,10 +338,19 @@ def affine_coupling(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
             names it.
     """
-    _check(x, raw_scale, shift, scale, clamp)
-    if not raw_scale.dtype == shift.dtype == x.dtype:  # under autocast
-        raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
-    if forward_mode():
+    if not _is_good(x, raw_scale, shift, scale, clamp):
+        _check(x, raw_scale, shift, scale, clamp)
+        if not raw_scale.dtype == shift.dtype == x.dtype:  # under autocast
+            raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
+    small = _is_small(x, scale)
+    if small and not (shift_first or inverse):
+        log = raw_scale if scale == "exp" else raw_scale.tanh()
+        factor = log.exp()
+        rows = log if x.dim() == 2 else log.reshape(x.size(0), math.prod(x.shape[1:]))
+        recorded = needs_grad(x, raw_scale, shift)  # torch is slow to differentiate addcmul
+        y = x * factor + shift if recorded else torch.addcmul(shift, x, factor)
+        return y, rows.sum(1)
+    if small or forward_mode():
         return affine_coupling_reference(
             x,
             raw_scale,

@@ -17,8 +17,8 @@ For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 mi
 rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 2.0 ms
 (torch 9.1 contiguous, 7.0 channels-last). 3 -> 64 take 1.5 to 1.7, where torch is near the limit too (1.8 to 2.2),
 since 17 MB are written beside; the data gradient 2.2 (9.1, 7.2), the weight gradient 2.3 (3.3), channels-last 1.8
-(2.9). In bfloat16 torch's forward pass multiplies twice as many numbers at once, and serves where nothing is to be
-added to it.
+(2.9). In bfloat16 torch's forward pass multiplies twice as many numbers at once; there, and in float32 channels-last,
+it serves where nothing is to be added to it and no backend is asked for by name.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
 can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;

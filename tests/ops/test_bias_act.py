@@ -231,7 +231,7 @@ def test_inductor_goes_through():
 def test_small_tensors_are_left_to_torch(act):
     """The same function, without one of our operators, up to the stated size and no further."""
     bias = torch.randn(3, requires_grad=True)
-    limit = 2**18 if act in ("linear", "relu", "leaky_relu", "silu") else 2**13
+    limit = {"gelu": 2**20, "sigmoid": 2**17, "tanh": 2**13, "softplus": 2**13}.get(act, 2**18)
     for numel, ours in ((limit // 3 // 8 * 24, False), (limit // 3 // 8 * 24 + 24, True)):
         x = torch.randn(numel // 24, 3, 8, requires_grad=True)
         y = pf.ops.bias_act(x, bias, act)
@@ -240,6 +240,34 @@ def test_small_tensors_are_left_to_torch(act):
     with pf.use_backend("reference"):
         y = pf.ops.bias_act(x[:4], bias, act)
         assert "BiasAct" in type(y.grad_fn).__name__
+
+
+@pytest.mark.small
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (2, 3, 4, 5), (1, 3, 2, 2, 2), (0, 3, 2, 2)])
+def test_small_tensors_are_what_the_formula_says(act, shape):
+    """Bit by bit, whether the sum is written over or not; the arguments stay as they are."""
+    x, bias = torch.randn(shape), torch.randn(3)
+    before = x.clone(), bias.clone()
+    for b in (bias, None):
+        expected = bias_act_reference(x, b, act, slope=0.3)
+        for recorded in (False, True):
+            y = pf.ops.bias_act(x.clone().requires_grad_() if recorded else x, b, act, slope=0.3)
+            assert torch.equal(y, expected)
+            assert y.requires_grad == recorded
+            assert y.data_ptr() != x.data_ptr() or x.numel() == 0
+    assert torch.equal(x, before[0])
+    assert torch.equal(bias, before[1])
+
+
+@pytest.mark.small
+def test_small_tensors_under_transforms():
+    """Of torch.func, where a sum is written over too."""
+    x, b = torch.randn(5, 2, 3, 4), torch.randn(5, 3)
+    for act in ACTIVATIONS:
+        mapped = torch.func.vmap(lambda x, b, act=act: pf.ops.bias_act(x, b, act))(x, b)
+        each = [pf.ops.bias_act(x, b, act) for x, b in zip(x, b, strict=True)]
+        torch.testing.assert_close(mapped, torch.stack(each), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

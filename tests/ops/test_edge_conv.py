@@ -222,17 +222,29 @@ def test_features_that_no_cache_holds(layout):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_bfloat16_by_the_kernels_and_by_torch(fast, monkeypatch):
-    """torch serves the forward pass where the processor multiplies bfloat16."""
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, fast, monkeypatch):
+    """torch serves where the processor multiplies bfloat16, and channels-last in float32, where the choice is ours."""
     monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", fast)
     g = torch.Generator().manual_seed(0)
-    x = laid_out(torch.randn(2, 3, 12, 10, generator=g).bfloat16(), "channels last")
-    w = torch.randn(16, 3, 4, 4, generator=g).bfloat16()
-    with pf.use_backend(BACKENDS[0]):
-        y = pf.ops.edge_conv(x, w, stride=2, padding=1)
+    x = laid_out(torch.randn(2, 3, 12, 10, generator=g).to(dtype), layout)
+    w = torch.randn(16, 3, 4, 4, generator=g).to(dtype)
     exact = F.conv2d(x.double(), w.double(), None, 2, 1)
-    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3)
-    assert y.is_contiguous(memory_format=torch.channels_last)
+    calls, convolve = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a: calls.append(a) or convolve(*a))
+    last = layout == "channels last"
+    by_torch = fast if dtype == torch.bfloat16 else last
+    for backend in ("auto", BACKENDS[-1]):
+        calls.clear()
+        with pf.use_backend(backend):
+            y = pf.ops.edge_conv(x, w, stride=2, padding=1)
+        if "cpu" in BACKENDS:
+            assert len(calls) == (by_torch and backend == "auto")
+        rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(y.double(), exact, rtol=rounding, atol=1e-3)
+        form = torch.channels_last if last else torch.contiguous_format
+        assert y.is_contiguous(memory_format=form)
 
 
 @pytest.mark.parametrize("last", [False, True])
