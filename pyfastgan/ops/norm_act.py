@@ -46,9 +46,11 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._names import check_choice
+from . import _backends
 from ._common import accumulation, apply, check_float, forward_mode, needs_grad
 from ._norm_act_calls import bad_calls, rows, samples
 from ._norm_act_formulas import NORMS, _count, _parts, _update, norm_act_reference
