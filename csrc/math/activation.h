@@ -6,7 +6,7 @@
 
 namespace PF_NAMESPACE {
 
-// The numbers are shared with pyfastgan/ops/bias_act.py.
+// The numbers are shared with pyfastgan/ops/_bias_act_formulas.py.
 enum Act { kLinear, kRelu, kLeakyRelu, kTanh, kSigmoid, kSilu, kGelu, kSoftplus, kActCount };
 
 constexpr bool piecewise_linear(int act) { return act <= kLeakyRelu; }

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import _backends
 from ._common import TYPE_NUMBER, accumulation, address, output
+from ._diffuse_kernels import column, launch, normals_like
 from ._registry import Kernel
-from .diffuse import column, launch, normals_like
 from .random import noise_arguments
 
 # The order of csrc/math/denoise.h.

@@ -32,8 +32,7 @@ summed over samples in float64, in a fixed order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +40,13 @@ from torch import Tensor
 
 from .._names import check_choice
 from . import _backends
-from ._common import apply, check_float, forward_mode, is_channels_last, needs_grad, under_autocast
+from ._common import apply, check_float, forward_mode, needs_grad, under_autocast
 from ._edge_cases import bad_calls, points_rows, rows, samples
-from ._edge_kernels import KERNELS, conv, size_of, transpose, weight_gradient
+from ._edge_gradients import _call, _Conv, _ConvAct, _is_last, _Transpose
+from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
-from .bias_act import ACTIVATIONS, bias_act, bias_act_reference, differentiable_backward
+from .bias_act import ACTIVATIONS, bias_act, bias_act_reference
 
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
 _OUTPUTS = (1, 2, 3, 4, 8, 12, 16)
@@ -95,133 +95,6 @@ def edge_conv_transpose_reference(
 ) -> Tensor:
     """The definition."""
     return F.conv_transpose2d(x, weight, None, stride, padding, output_padding)
-
-
-def _is_last(x: Tensor) -> bool:
-    return is_channels_last(x) and not x.is_contiguous()
-
-
-def _weight_alone(*arguments: Any) -> Tensor:
-    return weight_gradient(*arguments)[0]
-
-
-def _call(
-    function: type[torch.autograd.Function], kernel: Callable[..., Tensor], *arguments: Any
-) -> Tensor:
-    a, b = arguments[:2]
-    return apply(function, *arguments) if needs_grad(a, b) else kernel(*arguments)
-
-
-class _Conv(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return conv(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        image, weight, *ctx.settings, _ = inputs
-        ctx.save_for_backward(image, weight)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        image, weight = ctx.saved_tensors
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            dx = _call(_Transpose, transpose, dy, weight, *ctx.settings, *image.shape[-2:])
-        if ctx.needs_input_grad[1]:
-            dw = _call(_Weight, _weight_alone, image, dy, *ctx.settings, *weight.shape[-2:])
-        return dx, dw, None, None, None
-
-
-class _Transpose(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return transpose(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        feature, weight, *ctx.settings, _, _ = inputs
-        ctx.channels_last = _is_last(feature)
-        ctx.save_for_backward(feature, weight)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        feature, weight = ctx.saved_tensors
-        df = dw = None
-        if ctx.needs_input_grad[0]:
-            df = _call(_Conv, conv, dy, weight, *ctx.settings, ctx.channels_last)
-        if ctx.needs_input_grad[1]:
-            dw = _call(_Weight, _weight_alone, dy, feature, *ctx.settings, *weight.shape[-2:])
-        return df, dw, None, None, None, None
-
-
-class _Weight(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _weight_alone(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        image, feature, *ctx.settings, _, _ = inputs
-        ctx.channels_last = _is_last(feature)
-        ctx.save_for_backward(image, feature)
-
-    @staticmethod
-    def backward(ctx: Any, dw: Tensor) -> tuple[Any, ...]:
-        image, feature = ctx.saved_tensors
-        dx = df = None
-        if ctx.needs_input_grad[0]:
-            dx = _call(_Transpose, transpose, feature, dw, *ctx.settings, *image.shape[-2:])
-        if ctx.needs_input_grad[1]:
-            df = _call(_Conv, conv, image, dw, *ctx.settings, ctx.channels_last)
-        return dx, df, None, None, None, None
-
-
-class _ConvAct(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        image: Tensor, weight: Tensor, bias: Tensor | None, slope: float, *settings: Any
-    ) -> Tensor:
-        return conv(image, weight, *settings, bias, slope)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        image, weight, _, ctx.slope, *ctx.settings, _ = inputs
-        ctx.save_for_backward(image, weight, None if ctx.slope == 1.0 else output)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        image, weight, gate = ctx.saved_tensors
-        want_image, want_weight, want_bias = ctx.needs_input_grad[:3]
-        dx = dw = db = None
-        if needs_grad(dy, image, weight):
-            # To be differentiated again: step by step.
-            if gate is None:
-                db = dy.sum((0, 2, 3)) if want_bias else None
-            else:
-                settings = ("leaky_relu", ctx.slope, 1.0, None, False, want_bias)
-                dy, db = differentiable_backward(dy, None, gate, None, *settings)
-            if want_image:
-                dx = _call(_Transpose, transpose, dy, weight, *ctx.settings, *image.shape[-2:])
-            if want_weight:
-                dw = _call(_Weight, _weight_alone, image, dy, *ctx.settings, *weight.shape[-2:])
-            return dx, dw, db if want_bias else None, None, None, None, None
-        gated = (gate, ctx.slope)
-        if want_image:
-            dx = transpose(dy, weight, *ctx.settings, *image.shape[-2:], *gated)
-        if want_weight or want_bias:
-            dw, db = weight_gradient(
-                image, dy, *ctx.settings, *weight.shape[-2:], *gated, want_bias
-            )
-        return dx, dw if want_weight else None, db if want_bias else None, None, None, None, None
 
 
 def _check_count(name: str, value: int, least: int) -> None:

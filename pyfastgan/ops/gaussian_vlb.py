@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad, output
+from ._diffuse_kernels import launch, parts_of
 from ._gaussian_vlb_calls import bad_calls, rows, samples
 from ._gaussian_vlb_formulas import (
     COEFFICIENTS,
@@ -42,7 +43,7 @@ from ._gaussian_vlb_formulas import (
     gaussian_vlb_reference,
 )
 from ._registry import Kernel, Op, register
-from .diffuse import check_batch, launch, parts_of
+from .diffuse import check_batch
 
 
 def _nll_fake(x0: Tensor, *rest: Any) -> Tensor:

@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-# For `same`.
+# For `same` and `flow_points`.
 sys.path.insert(0, str(Path(__file__).parent))
