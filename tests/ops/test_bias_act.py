@@ -231,12 +231,14 @@ def test_inductor_goes_through():
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_small_tensors_are_left_to_torch(act):
     """The same function, without one of our operators, up to the stated size and no further."""
+    torch.manual_seed(0)
     bias = torch.randn(3, requires_grad=True)
     limit = {"gelu": 2**20, "sigmoid": 2**17, "tanh": 2**13, "softplus": 2**13}.get(act, 2**18)
     for numel, ours in ((limit // 3 // 8 * 24, False), (limit // 3 // 8 * 24 + 24, True)):
         x = torch.randn(numel // 24, 3, 8, requires_grad=True)
         y = pf.ops.bias_act(x, bias, act)
-        torch.testing.assert_close(y, bias_act_reference(x, bias, act), rtol=1e-5, atol=1e-6)
+        # The reference of gelu takes torch's erf, which is up to 7e-7 off in float32, times |x| / 2.
+        torch.testing.assert_close(y, bias_act_reference(x, bias, act), rtol=1e-5, atol=3e-6)
         assert ("BiasAct" in type(y.grad_fn).__name__) == ours
     with pf.use_backend("reference"):
         y = pf.ops.bias_act(x[:4], bias, act)
