@@ -37,7 +37,7 @@ def eager_upfirdn2d(x, taps, *, up=1, down=1, padding=(0, 0)):
 
 
 def eager_bias_act(x, bias, act, *, slope, gain=1.0):
-    y = x + bias.reshape(-1, *[1] * (x.dim() - 2))
+    y = x if bias is None else x + bias.reshape(-1, *[1] * (x.dim() - 2))
     return y if act == "linear" else F.leaky_relu(y, slope) * gain
 
 
