@@ -158,11 +158,12 @@ IMAGE_PRESETS = {name: replace(_IMAGES, **fields) for name, fields in _OBJECTIVE
 POINT_PRESETS = {name: replace(_POINTS, **fields) for name, fields in _OBJECTIVES.items()}
 # Points have no bound: where there is hardly any signal x_0 must not be the small difference that eps makes it.
 POINT_PRESETS["ddpm"] = replace(POINT_PRESETS["ddpm"], prediction="v")
+POINT_PRESETS["ot-cfm"] = replace(POINT_PRESETS["ot-cfm"], data="8gaussians")
 PRESETS: dict[str, DiffusionConfig] = {
     "ddpm": IMAGE_PRESETS["ddpm"],
     "edm": IMAGE_PRESETS["edm"],
     "flow-matching": POINT_PRESETS["flow-matching"],
-    "ot-cfm": replace(POINT_PRESETS["ot-cfm"], data="8gaussians"),
+    "ot-cfm": POINT_PRESETS["ot-cfm"],
 }
 
 
