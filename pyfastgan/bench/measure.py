@@ -30,8 +30,9 @@ from pyfastgan.ops._registry import Op, Row
 
 
 class Pace(NamedTuple):
-    """Seconds of all turns of a row, of one turn of a contestant (long enough for the clock and for a fork), that
-    `torch.compile` may take, and that a row needs otherwise, in the mean over all rows."""
+    """Seconds of all turns of a row, of one turn of a contestant (so long that its first call, which finds caches and
+    allocator as another contestant left them, weighs little), that `torch.compile` may take, and that a row needs
+    otherwise, in the mean over all rows."""
 
     seconds: float
     turn: float
@@ -39,7 +40,7 @@ class Pace(NamedTuple):
     row: float
 
 
-_FULL, _QUICK = Pace(3.0, 2e-3, 90.0, 6.0), Pace(0.6, 1e-3, 20.0, 1.6)
+_FULL, _QUICK = Pace(3.0, 10e-3, 90.0, 6.0), Pace(0.6, 5e-3, 20.0, 1.6)
 
 
 # A copy of less than this measures the call, not the memory.
