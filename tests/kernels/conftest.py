@@ -1,4 +1,12 @@
+"""What the tests of the kernels share."""
+
+import sys
+from pathlib import Path
+
 import pytest
+
+# For `drawn`.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

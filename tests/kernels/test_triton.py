@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from pyfastgan.ops._registry import ops
 
 # The kernels that go over whole tensors.
@@ -32,7 +34,7 @@ PASSES = (
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") is not None
 # Of the contract, what a kernel can break; how an operator is registered is tested with the other backends. A program
-# takes milliseconds there: large sample calls have thousands, and small_tiles in interpreted.py their paths.
+# takes milliseconds there: large sample calls have thousands, and small_tiles in interpreted_passes.py their paths.
 CONTRACT = {
     "bias_act": "check_values and (f32 or clamp) or check_same_bits-f32 and gelu or check_layouts or check_not_finite",
     "norm_act": "check_values and (f32 or f16 and points or group and last) or check_same_bits-f32 and running or "
@@ -103,9 +105,10 @@ def serves(op):
     return all("triton" in kernel.backends() for kernel in op.kernels)
 
 
-def test_the_kernels_in_the_interpreter():
+@pytest.mark.parametrize("kernels", ["passes", "samples", "products"])
+def test_the_kernels_in_the_interpreter(kernels):
     if TRITON:
-        run_in_interpreter(str(HERE / "interpreted.py"))
+        run_in_interpreter(str(HERE / f"interpreted_{kernels}.py"))
 
 
 def compiled():
