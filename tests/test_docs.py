@@ -69,6 +69,15 @@ def test_the_table_of_systems_has_every_preset_with_its_data_and_steps() -> None
     assert {name: (data, steps) for name, data, steps in rows} == presets
 
 
+def test_readme_gives_the_times_of_the_table_of_systems() -> None:
+    systems = (ROOT / "docs" / "systems.md").read_text()
+    times = re.findall(r"^\| `([\w-]+)` (?:\|[^|]*){3}\| ([^|]+) \|", systems, re.MULTILINE)
+    listed = re.findall(
+        r"`([\w-]+)` ((?:about )?[\d.]+ (?:s|min))\b", (ROOT / "README.md").read_text()
+    )
+    assert sorted(listed) == sorted(times)
+
+
 COMMANDS = [
     pytest.param(line.split("#")[0].strip(), id=f"{page.stem}: {line.split('#')[0].strip()}")
     for page in PAGES
