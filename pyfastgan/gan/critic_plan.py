@@ -50,6 +50,10 @@ class Plan:
             if not isinstance(layer, Act):
                 continue
             before = makers.get(layer.inputs[0])
+            # What comes out of products is new memory.
+            after = users.get(layer.output, [])
+            of_one = [isinstance(user, Affine) for user in after] == [True] and layer.output != self.output
+            layer.owns = of_one, isinstance(before, Affine) and len(users[layer.inputs[0]]) == 1
             # A linear layer's bias is over the last dimension, the activation's over the second.
             if isinstance(before, Affine) and before.bias is not None:
                 fits = before.conv is not None or before.matrix
