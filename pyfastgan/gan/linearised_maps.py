@@ -44,7 +44,8 @@ def _from_rows(rows: Tensor, like: Tensor) -> Tensor:
 class Affine(Layer):
     """Convolution (any dimension, transposed or not) or linear layer.
 
-    `joins` says that the activation behind adds the bias.
+    `joins` says that the activation behind adds the bias. With a `slope` the forward pass is that of the
+    leaky ReLU behind, too.
     """
 
     weight: int
@@ -53,6 +54,7 @@ class Affine(Layer):
     conv: tuple[Any, ...] | None
     matrix: bool = False  # samples are vectors, so that the bias is over dimension 1
     joins: bool = False
+    slope: float | None = None
 
     affine: ClassVar[bool] = True
 
@@ -103,8 +105,19 @@ class Affine(Layer):
         return y if bias is None else y + bias.reshape(-1, 1, 1)
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
-        x = xs[0].to(w[self.weight].dtype)
-        return self._apply(w, x, None if self.bias is None or self.joins else w[self.bias]), ()
+        weight = w[self.weight]
+        x, bias = xs[0].to(weight.dtype), None
+        if self.bias is not None and not self.joins:
+            bias = w[self.bias].to(weight.dtype)
+        if self.slope is None:
+            return self._apply(w, x, bias), ()
+        edge = self._edge(weight)
+        if edge is not None and not self.transposed:
+            return _edge_conv(x, weight, *edge, True, bias, self.slope), ()
+        y = self._apply(w, x, bias)
+        if torch.compiler.is_compiling():
+            return torch.nn.functional.leaky_relu(y, self.slope), ()
+        return torch.nn.functional.leaky_relu_(y, self.slope), ()
 
     def data_gradient(self, w: Weights, dy: Tensor, x: Tensor) -> Tensor:
         weight = w[self.weight]
