@@ -24,6 +24,13 @@ def main():
     out = Path(sys.argv[1])
     rows = json.loads(KEPT.read_text()) if KEPT.is_file() else []
     new = json.loads((out / "modes.json").read_text())
+    pictures = {}
+    for row in new:
+        # The folder of data from disk is whose machine it is.
+        name, folder, _ = row["data"].partition(":")
+        picture = out / f"{row['data'].replace(':', '-').replace('/', '-')}.png"
+        pictures[picture] = f"modes-{name}-{row['steps']}.png"
+        row["data"] = name + (":ROOT" if folder else "")
     for row in new:
         for run in row["runs"]:
             run.pop("seconds", None)  # of a machine that did other work, too
@@ -32,8 +39,8 @@ def main():
     rows.sort(key=lambda row: row["data"] != "ring8")  # stable: the order within is the suite's
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     KEPT.write_text(json.dumps(rows, indent=1) + "\n")
-    for data, steps in dict.fromkeys((row["data"], row["steps"]) for row in new):
-        shutil.copy(out / f"{data}.png", IMAGES / f"modes-{data}-{steps}.png")
+    for picture, name in pictures.items():
+        shutil.copy(picture, IMAGES / name)
     text = PAGE.read_text()
     before, rest = text.split(START)
     after = rest.split(END)[1]
@@ -66,7 +73,10 @@ def part(data, rows):
         cells += [", ".join(seeds), str(row["steps"])]
         lines.append("| `" + cells[0] + "` | " + " | ".join(cells[1:]) + " |")
     for steps in sorted({row["steps"] for row in rows}):
-        name, what = f"modes-{data}-{steps}.png", f"Samples on {data} after {steps:,} steps"
+        name, what = (
+            f"modes-{data.partition(':')[0]}-{steps}.png",
+            f"Samples on {data} after {steps:,} steps",
+        )
         lines.append(f'\n<img src="images/{name}" alt="{what}">')
     lines.append("\n```sh")
     together = {}

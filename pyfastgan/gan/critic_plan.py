@@ -50,12 +50,23 @@ class Plan:
             if not isinstance(layer, Act):
                 continue
             before = makers.get(layer.inputs[0])
+            # What comes out of products is new memory.
+            after = users.get(layer.output, [])
+            of_one = [isinstance(user, Affine) for user in after] == [True]
+            alone = len(users[layer.inputs[0]]) == 1 and layer.inputs[0] != self.output
+            layer.owns = (
+                of_one and layer.output != self.output,
+                isinstance(before, Affine) and alone,
+            )
+            if isinstance(before, Affine) and alone and layer.plain_slope is not None:
+                before.slope, layer.joins = layer.plain_slope, True
+                continue
             # A linear layer's bias is over the last dimension, the activation's over the second.
             if isinstance(before, Affine) and before.bias is not None:
                 fits = before.conv is not None or before.matrix
             else:
                 fits = isinstance(before, Bias)
-            if fits and len(users[layer.inputs[0]]) == 1 and layer.inputs[0] != self.output:
+            if fits and alone:
                 layer.bias, before.joins = before.bias, True  # type: ignore[union-attr]
         count = len(self.of_samples)
         self.bends = [False] * count

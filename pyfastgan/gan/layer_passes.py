@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan.gan.critic_plan import Plan
-from pyfastgan.gan.linearised import Found, Kept, per_sample
+from pyfastgan.gan.linearised import Found, Kept, added, per_sample
 from pyfastgan.gan.linearised_maps import Affine
 from pyfastgan.gan.sources import Pull
 
@@ -138,7 +138,7 @@ def weight_gradients(
     def add(k: int, gradient: Tensor) -> None:
         if needed[k]:
             before = found[k]
-            found[k] = gradient if before is None else before + gradient
+            found[k] = gradient if before is None else added(before, gradient)
 
     for gradients in (early or {}).values():
         for number, gradient in gradients:

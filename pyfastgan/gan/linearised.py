@@ -89,5 +89,10 @@ def scaled(dy: Tensor, a: Maybe) -> Tensor:
     return dy if a is None else dy * per_sample(a, dy)
 
 
+def added(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in the memory of a, which must be nobody else's."""
+    return a + b if torch.compiler.is_compiling() or a.dtype != b.dtype else a.add_(b)
+
+
 def exact_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32

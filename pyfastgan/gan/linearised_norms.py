@@ -37,7 +37,8 @@ class Act(Layer):
     """An activation of `pyfastgan.ops.bias_act`, with the bias of the layer before if that `joins`.
 
     A piecewise-linear one keeps its output, which the next layer keeps anyway: its sign is the
-    derivative.
+    derivative. `owns` says of its cotangent and its tangent whether nobody else looks at them, `joins` that
+    the layer before does the forward pass.
     """
 
     act: str
@@ -45,6 +46,8 @@ class Act(Layer):
     gain: float = 1.0
     clamp: float | None = None
     bias: int | None = None
+    owns: tuple[bool, bool] = (False, False)
+    joins: bool = False
 
     @property
     def second_order(self) -> bool:  # type: ignore[override]
@@ -58,19 +61,43 @@ class Act(Layer):
 
     def forward(self, w: Weights, *xs: Tensor) -> tuple[Tensor, Kept]:
         (x,) = xs
+        if self.joins:
+            return x, (x,)
         y = _act_forward(x, self._bias(w, x), *self._settings(), False)[0]
         return y, (x,) if self.second_order else (y,)
 
     def backward(self, w: Weights, dy: Tensor, kept: Kept) -> tuple[Maybe, ...]:
         at = kept[0]
         bias = self._bias(w, at) if self.second_order else None
+        if self.owns[0] and self._in_place(dy, at):
+            return (self._masked(dy, at),)
         return (_act_backward(dy.to(at.dtype), None, at, bias, *self._settings(), False, False)[0],)
+
+    @property
+    def plain_slope(self) -> float | None:
+        """Of a leaky ReLU and nothing else."""
+        if self.gain != 1.0 or self.clamp is not None:
+            return None
+        return {"relu": 0.0, "leaky_relu": self.slope}.get(self.act)
+
+    def _in_place(self, dy: Tensor, y: Tensor) -> bool:
+        alike = dy.dtype == y.dtype and dy.stride() == y.stride()
+        return self.plain_slope is not None and alike and not torch.compiler.is_compiling()
+
+    def _masked(self, dy: Tensor, y: Tensor) -> Tensor:
+        """dy times the derivative, in dy, which is in a cache, while new memory would be in none."""
+        return aten.leaky_relu_backward.grad_input(dy, y, self.plain_slope, True, grad_input=dy)
 
     def tangent(self, w: Weights, ts: tuple[Maybe, ...], kept: Kept, dy: Maybe) -> Moved:
         (t,) = ts
         assert t is not None
         if not self.second_order:
-            return self.backward(w, t, kept)[0], (), []  # type: ignore[return-value]
+            if self.owns[1] and self._in_place(t, kept[0]):
+                return self._masked(t, kept[0]), (), []
+            ty = _act_backward(
+                t.to(kept[0].dtype), None, kept[0], None, *self._settings(), False, False
+            )
+            return ty[0], (), []
         assert dy is not None
         x = kept[0]
         t, dy = t.to(x.dtype), dy.to(x.dtype)

@@ -26,7 +26,7 @@ from pyfastgan.gan.layer_passes import (
     pulled,
     weight_gradients,
 )
-from pyfastgan.gan.linearised import Found, Kept, per_sample
+from pyfastgan.gan.linearised import Found, Kept, added, per_sample
 from pyfastgan.gan.objectives import (
     discriminator_loss,
     discriminator_slopes,
@@ -119,7 +119,7 @@ class Batch:
         for k, gradient in enumerate(found):
             own = gradients[k]
             if gradient is not None:
-                gradients[k] = gradient if own is None else own + gradient
+                gradients[k] = gradient if own is None else added(own, gradient)
         return adversarial, penalty.to(adversarial.dtype), pulled(plan, pulls, gradients)
 
     def _judge(

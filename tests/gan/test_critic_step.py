@@ -88,6 +88,57 @@ def test_any_widths_kernels_and_strides(data: st.DataObject) -> None:
         assert error < 1e-9, key
 
 
+class Shared(nn.Module):
+    """An activation's input and its output that others look at, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.head = nn.Conv2d(6, 1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        y = nn.functional.leaky_relu(h, 0.3)
+        return self.head(nn.functional.relu(self.a(y) + y) + self.b(y) * h)
+
+
+def ends(padding: int = 0, act: nn.Module | None = None) -> nn.Sequential:
+    """Kernels as large as what they look at."""
+    size = 1 + 2 * padding
+    last = nn.Conv2d(4, 1, size, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 4, 2, 1),
+        act or nn.LeakyReLU(0.2),
+        nn.Conv2d(6, 4, 4, 1, padding),
+        nn.ReLU(),
+        last,
+    )
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "critic",
+    [
+        Shared,
+        ends,
+        lambda: ends(1),
+        lambda: ends(0, nn.SiLU()),
+        lambda: ends(0, nn.InstanceNorm2d(6)),
+    ],
+    ids=["shared", "whole", "padded", "whole, silu", "whole, norm"],
+)
+def test_layers_that_share_memory(critic: Callable[[], nn.Module], last: bool) -> None:
+    """Masks that are laid on in place, activations on a convolution's way, and last convolutions that
+    are matrices."""
+    torch.manual_seed(5)
+    net, (real, fake) = critic().double(), batch(last=last)
+    more = {"weight": 20.0, "seed": 3}
+    for loss, penalty in (("wgan", "wgan-gp"), ("relativistic", "r1r2"), ("hinge", None)):
+        exact = by_autograd(net, real, fake, loss, penalty, **more)
+        found = errors(by_step(net, real, fake, loss, penalty, **more), exact)
+        assert max(found.values()) < 1e-9, (loss, found)
+
+
 def test_a_norm_in_front() -> None:
     """Whose weights have gradients, where nobody asks for that of its input."""
     torch.manual_seed(4)
