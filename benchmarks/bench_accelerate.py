@@ -157,9 +157,9 @@ SCHEDULERS = {
 }
 
 
-def scheduler(name, images):
+def scheduler(name, images, size):
     """`add_noise`, a level an image, and a step in the middle of 20, which a scheduler has to be taken back to."""
-    x, prediction, noise = torch.randn(3, images, 3, 64, 64)
+    x, prediction, noise = torch.randn(3, images, 3, size, size)
 
     def make(m):
         flow = name == "flow matching"
@@ -264,12 +264,12 @@ ROWS = {
     ),
     **{
         f"diffusers {name} step + add_noise, {images} images": (
-            f"{images},3,64,64",
-            lambda name=name, images=images: scheduler(name, images),
+            f"{images},3,{size},{size}",
+            lambda name=name, images=images, size=size: scheduler(name, images, size),
             "denoise_step",
         )
         for name in SCHEDULERS
-        for images in (16, 64)
+        for images, size in ((4, 32), (16, 64), (64, 64))
     },
 }
 

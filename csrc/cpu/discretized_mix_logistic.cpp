@@ -12,6 +12,7 @@ namespace PF_NAMESPACE {
 PF_FN vdouble sinh_ratio(vdouble h) {
     return each_lane(h, [](double v) { return v < 1e-8 ? 1.0 : ::sinh(v) / v; });
 }
+PF_FN vdouble falling_exponential(vdouble x) { return exponential(x); }
 }  // namespace PF_NAMESPACE
 
 #include "../math/logistic.h"
@@ -73,7 +74,8 @@ void forward(const T* x, const T* params, Scalar<Pack<T>>* nll, Scalar<Pack<T>>*
                 for (int64_t m = 0; m < mixtures; ++m) {
                     Component<V, C> part;
                     read_component<T, C>(own, mixtures, pixels, m, at, count, part);
-                    const V logit = part.logit, v = part.apply(value, low, high);
+                    V ratio;
+                    const V logit = part.logit, rest = part.apply(value, low, high, ratio), v = rest + logarithm(ratio);
                     if (m == 0) {
                         weight.start(logit);
                         mass.start(v);
@@ -117,8 +119,9 @@ void backward(const Scalar<Pack<T>>* dnll, const T* x, const T* params, const Sc
                     Component<V, C> part;
                     read_component<T, C>(params + start, mixtures, pixels, m, at, count, part);
                     const V prior = dnll[n] * exponential(part.logit - weights);
-                    const V mass = part.apply(value, low, high);
-                    const V posterior = dnll[n] * exponential(mass - masses);
+                    V ratio;
+                    const V rest = part.apply(value, low, high, ratio);
+                    const V posterior = dnll[n] * exponential(rest - masses) * ratio;
                     part.differentiate(value, -posterior, prior - posterior, slope);
                     T* to = dparams + start;
                     write_some(to + m * pixels + at, part.logit, count);

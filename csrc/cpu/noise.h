@@ -153,15 +153,52 @@ PF_FN uint64_t sample_word(const Noise& n, int64_t sample) {
     return n.per_sample ? 0 : (static_cast<uint64_t>(n.sample_offset) + static_cast<uint64_t>(sample)) & 0xffffffffu;
 }
 
-// The words of any kLanes (sample, block) pairs from this one on; lanes past the last sample repeat it.
-inline void mixed_words(const Noise& n, int64_t sample, int64_t block, Several<vuint, 1> words[4]) {
+// The keys of all rounds, in every lane; those of the last one are for a pack of words.
+struct Keys {
+    vword rounds[kRounds - 1][2];
+    vuint last[2];
+    Keys(const Noise& n, int64_t sample) {
+        uint32_t keys[kRounds][2];
+        const uint64_t seed = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
+        philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), keys);
+        for (int round = 0; round < kRounds - 1; ++round)
+            for (int k = 0; k < 2; ++k) rounds[round][k] = vword{} + keys[round][k];
+        for (int k = 0; k < 2; ++k) last[k] = vuint{} + keys[kRounds - 1][k];
+    }
+};
+
+// The words of any kLanes (sample, block) pairs from this one on, with a seed for all of them.
+inline void mixed_words(const Noise& n, const Keys& keys, int64_t sample, int64_t block, Several<vuint, 1> words[4]) {
+    const uint64_t blocks = static_cast<uint64_t>(n.blocks());
+    vword counter[2][4];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+        vword number = block_numbers(h) + static_cast<uint64_t>(block), word = vword{} + sample_word(n, sample);
+        for (int64_t reach = block + kLanes; reach > n.blocks(); reach -= n.blocks()) {
+            const auto beyond = number >= blocks;
+            number = beyond ? number - blocks : number;
+            word = beyond ? word + 1u : word;
+        }
+        counter[h][0] = number & 0xffffffffu;
+        counter[h][1] = number >> 32;
+        counter[h][2] = word & 0xffffffffu;
+        counter[h][3] = vword{} + static_cast<uint64_t>(n.stream);
+        for (int round = 0; round < kRounds - 1; ++round)
+            philox_round(counter[h], keys.rounds[round][0], keys.rounds[round][1]);
+    }
+    vuint made[4];
+    last_round(counter[0], counter[1], keys.last[0], keys.last[1], made);
+    for (int k = 0; k < 4; ++k) words[k].of[0] = made[k];
+}
+
+// The same with a seed for each sample; lanes past the last sample repeat it.
+inline void mixed_words_of_seeds(const Noise& n, int64_t sample, int64_t block, Several<vuint, 1> words[4]) {
     const int64_t blocks = n.blocks();
-    uint64_t number[2][kLanes / 2], word[2][kLanes / 2], seed[2][kLanes / 2];
+    uint64_t number[2][kLanes / 2], seed[2][kLanes / 2];
     for (int k = 0; k < kLanes; ++k) {
         const int lane = lane_of_block(k), half = lane & 1, place = lane >> 1;
         number[half][place] = static_cast<uint64_t>(block);
-        word[half][place] = sample_word(n, sample);
-        seed[half][place] = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
+        seed[half][place] = static_cast<uint64_t>(n.seeds[sample]);
         if (++block == blocks) {
             block = 0;
             if (sample + 1 < n.samples) ++sample;
@@ -172,7 +209,7 @@ inline void mixed_words(const Noise& n, int64_t sample, int64_t block, Several<v
     for (int h = 0; h < 2; ++h) {
         counter[h][0] = load<vword>(number[h]) & 0xffffffffu;
         counter[h][1] = load<vword>(number[h]) >> 32;
-        counter[h][2] = load<vword>(word[h]);
+        counter[h][2] = vword{};
         counter[h][3] = vword{} + static_cast<uint64_t>(n.stream);
         philox_keys(load<vword>(seed[h]) & 0xffffffffu, load<vword>(seed[h]) >> 32, keys[h]);
         for (int round = 0; round < kRounds - 1; ++round)
@@ -189,20 +226,18 @@ inline void mixed_words(const Noise& n, int64_t sample, int64_t block, Several<v
 // same for them; the product of the first is kept, and grows by a constant from step to step.
 class Run {
 public:
-    Run(const Noise& n, int64_t sample, int64_t block) {
-        uint32_t keys[kRounds][2];
-        const uint64_t seed = static_cast<uint64_t>(n.seeds[n.per_sample ? sample : 0]);
-        philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), keys);
-        for (int round = 0; round < kRounds - 1; ++round)
-            for (int k = 0; k < 2; ++k) keys_[round][k] = vword{} + keys[round][k];
-        for (int k = 0; k < 2; ++k) last_[k] = vuint{} + keys[kRounds - 1][k];
+    Run(const Noise& n, const Keys& keys, int64_t sample, int64_t block) : keys_(keys) {
+        const uint32_t key00 = static_cast<uint32_t>(keys.rounds[0][0][0]);
+        const uint32_t key01 = static_cast<uint32_t>(keys.rounds[0][1][0]);
+        const uint32_t key10 = static_cast<uint32_t>(keys.rounds[1][0][0]);
+        const uint32_t key11 = static_cast<uint32_t>(keys.rounds[1][1][0]);
         uint32_t high0, low0, high1, low1;
         multiply_wide(static_cast<uint32_t>(sample_word(n, sample)), kMultiplier1, high1, low1);
         const uint32_t block_high = static_cast<uint32_t>(static_cast<uint64_t>(block) >> 32);
-        multiply_wide(high1 ^ block_high ^ keys[0][0], kMultiplier0, high0, low0);
-        after_first_ = vword{} + (n.stream ^ keys[0][1]);
-        after_second_[0] = vword{} + (low1 ^ keys[1][0]);
-        after_second_[1] = vword{} + (high0 ^ keys[1][1]);
+        multiply_wide(high1 ^ block_high ^ key00, kMultiplier0, high0, low0);
+        after_first_ = vword{} + (n.stream ^ key01);
+        after_second_[0] = vword{} + (low1 ^ key10);
+        after_second_[1] = vword{} + (high0 ^ key11);
         after_second_[2] = vword{} + low0;
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
@@ -234,7 +269,7 @@ public:
         counter[3] = all(after_second_[2]);
 #pragma GCC unroll 10
         for (int round = 2; round < kRounds - 1; ++round)
-            philox_round(counter, all(keys_[round][0]), all(keys_[round][1]));
+            philox_round(counter, all(keys_.rounds[round][0]), all(keys_.rounds[round][1]));
 #pragma GCC unroll 2
         for (int k = 0; k < N; ++k) {
             vword first[4], second[4];
@@ -244,15 +279,15 @@ public:
                 first[j] = counter[j].of[2 * k];
                 second[j] = counter[j].of[2 * k + 1];
             }
-            last_round(first, second, last_[0], last_[1], out);
+            last_round(first, second, keys_.last[0], keys_.last[1], out);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) words[j].of[k] = out[j];
         }
     }
 
 private:
-    vword keys_[kRounds - 1][2], after_first_, after_second_[3], product_[2];
-    vuint last_[2];
+    const Keys& keys_;
+    vword after_first_, after_second_[3], product_[2];
 };
 
 template <std::size_t... I>
@@ -361,6 +396,7 @@ void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* ou
     const int64_t blocks = n.blocks();
     int64_t sample = begin / blocks, block = begin % blocks;
     Several<vuint, 1> words[4];
+    Keys keys(n, sample);
     while (begin < end) {
         // Steps that stay within the sample, its last whole block, and a low word of the block's number.
         int64_t whole = n.elements / 4 - block;
@@ -368,7 +404,8 @@ void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* ou
         const int64_t wraps = 0x100000000 - (block & 0xffffffff);
         if (wraps < whole) whole = wraps;
         if (whole >= kLanes) {
-            Run run(n, sample, block);
+            if (n.per_sample) keys = Keys(n, sample);
+            Run run(n, keys, sample, block);
             const int64_t taken = whole / kLanes * kLanes;
             int64_t k = 0;
             for (; k + kAtOnce * kLanes <= taken; k += kAtOnce * kLanes) {
@@ -385,7 +422,18 @@ void fill_blocks(const Noise& n, int64_t begin, int64_t end, typename M::Out* ou
             block += taken;
         } else {
             T buffer[4 * kLanes];
-            mixed_words(n, sample, block, words);
+            if (n.per_sample)
+                mixed_words_of_seeds(n, sample, block, words);
+            else
+                mixed_words(n, keys, sample, block, words);
+            if (n.elements % 4 == 0 && end - begin >= kLanes) {  // there are no gaps between the blocks
+                M::make(words, out);
+                out += 4 * kLanes;
+                begin += kLanes;
+                sample = begin / blocks;
+                block = begin % blocks;
+                continue;
+            }
             M::make(words, buffer);
             for (int k = 0; k < kLanes && begin < end; ++k, ++begin) {
                 const int64_t left = n.elements - 4 * block, count = left < 4 ? left : 4;

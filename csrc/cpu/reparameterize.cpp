@@ -53,12 +53,12 @@ void forward(const Noise& n, const T* mean, const T* logvar, const T* noise, T* 
         },
         [&](const Source<T, kGiven>& source, int64_t sample, int64_t begin, int64_t end) {
             const int64_t start = sample * n.elements + begin;
-            return sum_over<T>(end - begin, [&](int64_t k, int64_t count) {
-                const V m = read_some(mean + start + k, count), l = read_some(logvar + start + k, count);
-                const V deviation = exponential(S(0.5) * l);
-                write_some(z + start + k, m + deviation * source.read(start + k, count), count);
-                return S(0.5) * (m * m + deviation * deviation - S(1) - l);
-            });
+            return 0.5 * sum_over<T>(end - begin, [&](int64_t k, int64_t count) {
+                       const V m = read_some(mean + start + k, count), l = read_some(logvar + start + k, count);
+                       const V deviation = exponential(S(0.5) * l);
+                       write_some(z + start + k, m + deviation * source.read(start + k, count), count);
+                       return m * m + (deviation * deviation - S(1) - l);
+                   });
         });
 }
 
@@ -75,18 +75,19 @@ void backward(const Noise& n, const T* dz, const Scalar<Pack<T>>* dkl, const T* 
         [&](const Source<T, kGiven>& source, int64_t sample, int64_t begin, int64_t end) {
             const int64_t start = sample * n.elements + begin;
             const S of_kl = dkl[sample];
-            return sum_over<T>(end - begin, [&](int64_t k, int64_t count) {
-                const int64_t at = start + k;
+            const S half_of_kl = S(0.5) * of_kl;
+            for (int64_t k = 0; k < end - begin; k += lanes<T>()) {
+                const int64_t at = start + k, left = end - begin - k, count = left < lanes<T>() ? left : lanes<T>();
                 const V d = read_some(dz + at, count), m = read_some(mean + at, count);
                 const V deviation = exponential(S(0.5) * read_some(logvar + at, count));
                 const V along = d * deviation;
                 write_some(dmean + at, d + of_kl * m, count);
-                write_some(dlogvar + at,
-                           S(0.5) * (along * source.read(at, count) + of_kl * (deviation * deviation - S(1))), count);
+                const V by_noise = S(0.5) * along * source.read(at, count);
+                write_some(dlogvar + at, by_noise + half_of_kl * (deviation * deviation - S(1)), count);
                 if constexpr (kGiven)
                     if (dnoise) write_some(dnoise + at, along, count);
-                return splat<V>(0);
-            });
+            }
+            return 0.0;
         });
 }
 

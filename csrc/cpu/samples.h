@@ -30,8 +30,7 @@ PF_FN double sum_over(int64_t n, F f) {
     }
     for (; k + kStep <= n; k += kStep) total += f(k, kStep);
     total += other;
-    double sum = 0;
-    for (int lane = 0; lane < kStep; ++lane) sum += total[lane];
+    double sum = sum_lanes(total);
     if (k < n) {
         const V rest = f(k, n - k);
         for (int lane = 0; lane < n - k; ++lane) sum += rest[lane];

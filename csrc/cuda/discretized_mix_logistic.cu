@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const T* x, const T* para
         for (int64_t m = 0; m < p.mixtures; ++m) {
             Component<V, C> part;
             read_component<T, C>(own, p, m, part);
-            const V logit = part.logit, v = part.apply(value, low, high);
+            V ratio;
+            const V logit = part.logit, rest = part.apply(value, low, high, ratio), v = rest + logarithm(ratio);
             if (m == 0) {
                 weight.start(logit);
                 mass.start(v);
@@ -100,8 +101,9 @@ __global__ void __launch_bounds__(kThreads, 2) backward(const Computed<T>* dnll,
             Component<V, C> part;
             read_component<T, C>(own, p, m, part);
             const V prior = g * exponential(part.logit - weights);
-            const V mass = part.apply(value, low, high);
-            const V posterior = g * exponential(mass - masses);
+            V ratio;
+            const V rest = part.apply(value, low, high, ratio);
+            const V posterior = g * exponential(rest - masses) * ratio;
             part.differentiate(value, -posterior, prior - posterior, slope);
             to[m * p.pixels] = from_scalar<T>(part.logit);
             PF_UNROLL_CHANNELS

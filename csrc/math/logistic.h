@@ -36,6 +36,17 @@ PF_FN V sinh_ratio(V h) {
 }
 PF_FN double sinh_ratio(double h) { return h < 1e-8 ? 1.0 : ::sinh(h) / h; }
 
+// e^x for x <= 0, without the bound above.
+template <class V>
+PF_FN V falling_exponential(V x) {
+    x = at_least(x, -105.0f);
+    const V k = (x * 1.44269504f + kRound) - kRound;
+    const V r = (x - k * kLn2High) - k * kLn2Low;
+    const V p = polynomial(r, 4.9999994e-01f, 1.6666515e-01f, 4.1668456e-02f, 8.369419e-03f, 1.3813142e-03f);
+    return times_power_of_two(1.0f + (r + r * r * p), k);
+}
+PF_FN double falling_exponential(double x) { return ::exp(x); }
+
 // One bin of one logistic. low and high: whether x is the first or the last value.
 template <class V>
 struct Bin {
@@ -55,7 +66,7 @@ PF_FN Bin<V> logistic_bin(V centered, V log_scale, M low, M high) {
     const V mid = centered * inverse, h = S(kHalfBin) * inverse, distance = absolute(mid);
     const M below = mid < S(0), above = mid >= S(0);
     const M no_outer = (below & low) | (above & high), no_inner = (below & high) | (above & low);
-    const V e = exponential(-distance), q = exponential(-h), sinh_h = sinh_ratio(h);
+    const V e = falling_exponential(-distance), q = falling_exponential(-h), sinh_h = sinh_ratio(h);
     const V p = q + S(2) * h * sinh_h;  // exp(h)
     const V o = select(no_outer, zero, e * q), i = select(no_inner, zero, e * p);
     const V outer = one + o, inner = one + i;
@@ -83,16 +94,17 @@ struct Component {
     V logit, mean[C], log_scale[C], coefficient[C];  // as the parameters are, before tanh and before the bound
     Bin<V> bin[C];
 
-    // ln of weight (not normalised) times mass.
+    // ln of weight (not normalised) times mass, less ln ratio.
     template <class M>
-    PF_FN V apply(const V* x, const M* low, const M* high) {
+    PF_FN V apply(const V* x, const M* low, const M* high, V& ratio) {
         using S = Scalar<V>;
         V rest = logit, numerator = splat<V>(1), denominator = splat<V>(1);
         PF_UNROLL_CHANNELS
         for (int c = 0; c < C; ++c) {
             V m = mean[c];
             if constexpr (C == 3) {
-                coefficient[c] = hyperbolic_tangent(coefficient[c]);
+                // tanh, to an absolute error, which is what counts where it multiplies pixels of [-1, 1].
+                coefficient[c] = S(1) - S(2) / (S(1) + exponential(S(2) * coefficient[c]));
                 if (c == 1) m = m + coefficient[0] * x[0];
                 if (c == 2) m = m + coefficient[1] * x[0] + coefficient[2] * x[1];
             }
@@ -102,7 +114,8 @@ struct Component {
             numerator = numerator * bin[c].numerator;
             denominator = denominator * bin[c].denominator;
         }
-        return rest + logarithm(numerator / denominator);
+        ratio = numerator / denominator;
+        return rest;
     }
 
     // After apply: turns the parameters into their gradients, for the cotangents of the mass and of the logit, and adds

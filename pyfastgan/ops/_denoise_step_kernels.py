@@ -195,11 +195,16 @@ def _step_native(
     x, prediction, coefficients = x.contiguous(), prediction.contiguous(), coefficients.contiguous()
     if unconditional is not None and guidance is not None:
         unconditional, guidance = unconditional.contiguous(), guidance.contiguous()
-    noise = None if noise is None else noise.contiguous()
-    history1 = None if history1 is None else history1.contiguous()
-    history2 = None if history2 is None else history2.contiguous()
-    history3 = None if history3 is None else history3.contiguous()
-    variance = None if variance is None else variance.contiguous()
+    if noise is not None:
+        noise = noise.contiguous()
+    if history1 is not None:
+        history1 = history1.contiguous()
+    if history2 is not None:
+        history2 = history2.contiguous()
+    if history3 is not None:
+        history3 = history3.contiguous()
+    if variance is not None:
+        variance = variance.contiguous()
     y = torch.empty_like(x)
     x0 = torch.empty_like(x) if return_x0 else None
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)

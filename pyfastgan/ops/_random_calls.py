@@ -22,6 +22,8 @@ _SHAPES: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
     ("empty", (0, 4), {"seed": 8}),
     ("empty samples", (4, 0), {"seed": 8}),
     ("seed a sample", (6, 37), {"seed": torch.tensor([1, 2, 3, -(2**63), 2**63 - 1, 1])}),
+    ("long, a seed a sample", (3, 301), {"seed": torch.tensor([4, -5, 6])}),
+    ("short, whole blocks", (37, 12), {"seed": 7, "sample_offset": 2**32 - 37}),
     ("large", (3, 70001), {"seed": 99, "sample_offset": 12}),
 )
 

@@ -21,8 +21,11 @@ _MASK = 0xFFFFFFFF
 
 def _samples_elements(shape: Sequence[int]) -> tuple[int, int]:
     """How many samples a shape holds and how many elements each has."""
-    if len(shape) < 2:
-        return 1, math.prod(shape)
+    count = len(shape)
+    if count == 2:
+        return shape[0], shape[1]
+    if count < 2:
+        return 1, shape[0] if count else 1
     return shape[0], math.prod(shape[1:])
 
 

@@ -171,10 +171,15 @@ def _prepare(
     generator: torch.Generator | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, list[int]]:
-    if isinstance(shape, int) or not all(isinstance(n, int | torch.SymInt) for n in shape):
+    if isinstance(shape, int):
         raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
-    if any(n < 0 for n in shape):
-        raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
+    for n in shape:
+        if type(n) is int and n >= 0:
+            continue
+        if not isinstance(n, int | torch.SymInt):
+            raise TypeError(f"shape must be a sequence of ints, got {shape!r}")
+        if n < 0:
+            raise ValueError(f"shape must not have negative sizes, got {tuple(shape)}")
     samples, _ = _samples_elements(shape)
     check_counter(stream, sample_offset, samples)
     if device is not None:

@@ -257,3 +257,37 @@ def test_a_change_between_two_steps_is_seen(kind):
     with torch.inference_mode():
         both(lambda m: setattr(m, table, getattr(m, table) * 0.9))
         both(lambda m: getattr(m, table).mul_(0.9))
+
+
+@pytest.mark.parametrize(
+    "kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler]
+)
+def test_a_change_between_two_additions_of_noise_is_seen(kind):
+    theirs, ours = kind(), kind()
+    pf.accelerate(ours)
+    x, noise = normals(0), normals(1)
+
+    def both(change):
+        for m in (theirs, ours):
+            change(m)
+        t = theirs.timesteps[torch.tensor([1, 4])]
+        add = "scale_noise" if kind is FlowMatchEulerDiscreteScheduler else "add_noise"
+        arguments = (x, t, noise) if add == "scale_noise" else (x, noise, t)
+        torch.testing.assert_close(*(getattr(m, add)(*arguments) for m in (ours, theirs)))
+
+    both(lambda m: None)
+    both(lambda m: m.set_timesteps(10))
+    both(lambda m: m.sigmas.mul_(0.9))
+    both(lambda m: m.timesteps.copy_(m.timesteps.flip(0)))  # they rise: the library serves
+    both(lambda m: m.set_timesteps(6))
+    both(lambda m: setattr(m, "sigmas", m.sigmas * 0.9))
+    unknown = theirs.timesteps[2:4] + 1
+    if kind is not DPMSolverMultistepScheduler:  # which takes the last level for it
+        with pytest.raises(IndexError):
+            ours.add_noise(x, noise, unknown) if kind is EulerDiscreteScheduler else (
+                ours.scale_noise(x, unknown, noise)
+            )
+    else:
+        torch.testing.assert_close(*(m.add_noise(x, noise, unknown) for m in (ours, theirs)))
+    if kind is DPMSolverMultistepScheduler:
+        both(lambda m: m.register_to_config(use_flow_sigmas=True))

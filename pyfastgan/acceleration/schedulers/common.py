@@ -42,7 +42,7 @@ def table_of(t: Any) -> Any:
     return t.numpy() if known and not torch.compiler.is_compiling() else None
 
 
-# For each scheduler: a table, its version, and what was made of it.
+# For each scheduler and key: a table, its version, and what was made of it.
 _made: Any = WeakKeyDictionary()
 
 
@@ -51,13 +51,13 @@ def kept(scheduler: Any, table: Tensor, key: Any, make: Callable[[], Any]) -> An
     small step does. The key has to name whatever else they depend on."""
     if table.is_inference():
         return make()  # it does not tell whether it was changed
-    state = _made.get(scheduler)
-    if state is None or state[0] is not table or state[1] != table._version:
-        state = _made[scheduler] = (table, table._version, {})
-    found = state[2].get(key)
-    if found is None:
-        found = state[2][key] = make()
-    return found
+    made = _made.get(scheduler)
+    if made is None:
+        made = _made[scheduler] = {}
+    found = made.get(key)
+    if found is None or found[0] is not table or found[1] != table._version:
+        found = made[key] = (table, table._version, make())
+    return found[2]
 
 
 def as_row(row: dict[str, Any]) -> Tensor:
@@ -95,7 +95,7 @@ def noise_like(x: Tensor, generator: Any) -> Tensor:
 
 
 def mixed(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    if len(alpha) != x.size(0):
+    if alpha.shape[0] != x.shape[0]:
         alpha, sigma = alpha.expand(x.size(0)), sigma.expand(x.size(0))
     return diffuse(x, alpha, sigma, noise=noise, return_noise=False)[0]
 
@@ -125,22 +125,28 @@ def _numbers(t: Any) -> Any:
     return t.detach().numpy() if usual and t.dtype in (torch.int64, torch.float32) else None
 
 
-def _places(falling: Any, wanted: Any) -> Any:
-    """Where timesteps stand in a schedule that falls; None if it does not, or if one of them stands nowhere."""
-    if not len(wanted) or not (falling[1:] < falling[:-1]).all():
+def _rising(falling: Any) -> Any:
+    """A schedule that falls, backwards; False if it does not fall."""
+    return falling[::-1].copy() if (falling[1:] < falling[:-1]).all() else False
+
+
+def _places(rising: Any, wanted: Any) -> Any:
+    """Where timesteps stand in a schedule; None if one of them stands nowhere."""
+    behind = np.searchsorted(rising, wanted)
+    if not len(wanted) or behind.max() >= len(rising) or (rising[behind] != wanted).any():
         return None
-    places = len(falling) - 1 - np.searchsorted(falling[::-1], wanted)
-    return places if places.min() >= 0 and (falling[places] == wanted).all() else None
+    return len(rising) - 1 - behind
 
 
-def levels_of(scheduler: Any, timesteps: Tensor) -> Tensor | None:
+def levels_of(scheduler: Any, timesteps: Tensor) -> Any:
     """The places of timesteps in the schedule, all at once; None where the library has a rule of its own for them."""
     if scheduler.begin_index is None:
         table, wanted = _numbers(scheduler.timesteps), _numbers(timesteps)
         if table is not None and wanted is not None and table.dtype == wanted.dtype:
-            places = _places(table, wanted)
+            rising = kept(scheduler, scheduler.timesteps, "rising", lambda: _rising(table))
+            places = None if rising is False else _places(rising, wanted)
             if places is not None:
-                return torch.from_numpy(places)
+                return places
         same = scheduler.timesteps[None] == timesteps[:, None]
         if not bool((same.sum(1) == 1).all()):
             return None
@@ -149,12 +155,23 @@ def levels_of(scheduler: Any, timesteps: Tensor) -> Tensor | None:
     return torch.full((len(timesteps),), known)
 
 
-def noised(scheduler: Any, x: Any, noise: Any, timesteps: Any, map: Any) -> Tensor | None:
-    """x_t of the schedulers that keep sigmas; None if the library has to serve."""
+def noised(
+    scheduler: Any, x: Any, noise: Any, timesteps: Any, map: Any, kind: Any = None
+) -> Tensor | None:
+    """x_t of the schedulers that keep sigmas; None if the library has to serve. `map` gives alpha and sigma of a
+    sigma; `kind` names what it depends on."""
     usual = ready(x, noise) and isinstance(timesteps, Tensor) and timesteps.dim() == 1
     if not usual or any(t.device.type != "cpu" for t in (x, timesteps, scheduler.sigmas)):
         return None
     levels = levels_of(scheduler, timesteps)
     if levels is None:
         return None
-    return mixed(x, noise, *map(scheduler.sigmas.float()[levels]))
+    if isinstance(levels, Tensor):
+        return mixed(x, noise, *map(scheduler.sigmas.float()[levels]))
+    alphas, sigmas = kept(
+        scheduler,
+        scheduler.sigmas,
+        ("mixed", kind),
+        lambda: [t.numpy() for t in map(scheduler.sigmas.float())],
+    )
+    return mixed(x, noise, torch.from_numpy(alphas[levels]), torch.from_numpy(sigmas[levels]))

@@ -138,6 +138,11 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         x_t = noised(
-            self, original_samples, noise, timesteps, lambda s: self._sigma_to_alpha_sigma_t(s)
+            self,
+            original_samples,
+            noise,
+            timesteps,
+            lambda s: self._sigma_to_alpha_sigma_t(s),
+            self.config.use_flow_sigmas,
         )
         return super().add_noise(original_samples, noise, timesteps) if x_t is None else x_t
