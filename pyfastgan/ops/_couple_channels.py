@@ -62,7 +62,8 @@ def _forward_reference(
     logdet = log.reshape(len(log), math.prod(log.shape[1:])).sum(1)
     if scale is None:
         return y, logdet
-    assert offset is not None and index is not None
+    assert offset is not None
+    assert index is not None
     y = torch.addcmul(_along(offset, x), y, _along(scale, x)).index_select(1, index)
     return y, logdet + math.prod(x.shape[2:]) * scale.log().sum()
 
@@ -137,7 +138,8 @@ def _forward_cpu(
     x, out = in_rows(y, x, out)
     behind: tuple[int | None, ...] = (None, None, None)
     if scale is not None:
-        assert offset is not None and place is not None
+        assert offset is not None
+        assert place is not None
         scale, offset = scale.contiguous(), offset.contiguous()
         behind = (scale.data_ptr(), offset.data_ptr(), place.data_ptr())
     _backends.native("_cpu").couple_channels(
@@ -292,7 +294,7 @@ def couple_channels(
         )
     if out.dtype != x.dtype:
         raise TypeError(f"out must have the dtype of x, {x.dtype}, got {out.dtype}")
-    if not out.is_cpu or behind is not None and not all(t.is_cpu for t in behind):
+    if not (out.is_cpu and all(t.is_cpu for t in behind or ())):
         raise ValueError("out and what stands behind must be on a CPU like x")
     if behind is not None and any(t.numel() != x.size(1) for t in behind):
         raise ValueError(f"what stands behind must have {x.size(1)} channels like x")
