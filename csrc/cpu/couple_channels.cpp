@@ -56,14 +56,24 @@ void each_unit(const Shape& d, int threads, F run) {
                  [&](int64_t k) { run(k * group, (k + 1) * group < units ? (k + 1) * group : units); });
 }
 
-// z of `n` elements, and their logarithms in `logs`; f(i, count, z) for each pack.
-template <int M, class T, class S, class F>
-PF_FN double couple_run(const T* x, const T* raw, const T* shift, int64_t n, const Settings<S>& s, F f) {
-    return sum_over<T>(n, [&](int64_t i, int64_t count) {
+// f(i, count, z) for each pack of `n` elements; returns the sum of the logarithms of their scales.
+template <int M, class T, class F>
+PF_FN double couple_run(const T* x, const T* raw, const T* shift, int64_t n, const Settings<T>& s, F f) {
+    using V = Pack<T>;
+    V total = splat<V>(0);
+    for (int64_t i = 0; i < n; i += lanes<T>()) {
+        const int64_t count = n - i < lanes<T>() ? n - i : lanes<T>();
         const auto at = scale_at<M>(read_some(raw + i, count) * s.factor, s.clamp, false);
         f(i, count, couple(read_some(x + i, count), read_some(shift + i, count) * s.factor, at, s.first));
-        return at.log;
-    });
+        if (count < lanes<T>()) {  // a lane without an element has the logarithm of a raw scale of 0
+            T logs[lanes<T>()];
+            store(logs, at.log);
+            total += read_part(logs, count);
+        } else {
+            total += at.log;
+        }
+    }
+    return sum_lanes(total);
 }
 
 template <int M, class T>

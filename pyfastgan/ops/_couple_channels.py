@@ -28,12 +28,12 @@ from .affine_coupling import SCALES, _address_and_stride, _log_scale
 class Behind(NamedTuple):
     """An affine map of each channel, of (C,) or a shape like (1, C, 1, 1), and a permutation.
 
-    Channel i of y is channel index[i] of z, channel j of z stands at place[j] of y; both int64 (C,).
+    Channel i of y is channel order[i] of z, channel j of z stands at place[j] of y; both int64 (C,).
     """
 
     scale: Tensor
     offset: Tensor
-    index: Tensor
+    order: Tensor
     place: Tensor
 
 
@@ -46,7 +46,7 @@ def _forward_reference(
     out: Tensor,
     scale: Tensor | None,
     offset: Tensor | None,
-    index: Tensor | None,
+    order: Tensor | None,
     place: Tensor | None,
     map: str,
     clamp: float,
@@ -63,8 +63,8 @@ def _forward_reference(
     if scale is None:
         return y, logdet
     assert offset is not None
-    assert index is not None
-    y = torch.addcmul(_along(offset, x), y, _along(scale, x)).index_select(1, index)
+    assert order is not None
+    y = torch.addcmul(_along(offset, x), y, _along(scale, x)).index_select(1, order)
     return y, logdet + math.prod(x.shape[2:]) * scale.log().sum()
 
 
@@ -75,14 +75,14 @@ def _backward_reference(
     out: Tensor,
     scale: Tensor | None,
     offset: Tensor | None,
-    index: Tensor | None,
+    order: Tensor | None,
     place: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     leaves = [None if t is None else t.detach().requires_grad_() for t in (x, out, scale, offset)]
     wanted = [t for t in leaves if t is not None]
     with torch.enable_grad():
-        outputs = _forward_reference(*leaves, index, place, *settings)  # type: ignore[arg-type]
+        outputs = _forward_reference(*leaves, order, place, *settings)  # type: ignore[call-arg, arg-type]
         found = list(torch.autograd.grad(outputs, wanted, (dy, dlogdet)))
     found += [x.new_empty(0)] * (4 - len(found))
     dx, dout, dscale, doffset = (t.contiguous() for t in found)
@@ -130,7 +130,7 @@ def _forward_cpu(
     out: Tensor,
     scale: Tensor | None,
     offset: Tensor | None,
-    index: Tensor | None,
+    order: Tensor | None,
     place: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def _backward_cpu(
     out: Tensor,
     scale: Tensor | None,
     offset: Tensor | None,
-    index: Tensor | None,
+    order: Tensor | None,
     place: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -187,7 +187,7 @@ def _backward_cpu(
     return results
 
 
-_INPUTS = "Tensor x, Tensor out, Tensor? scale, Tensor? offset, Tensor? index, Tensor? place"
+_INPUTS = "Tensor x, Tensor out, Tensor? scale, Tensor? offset, Tensor? order, Tensor? place"
 _SETTINGS = "str map, float clamp, float factor, bool shift_first"
 
 _forward = Kernel(
