@@ -37,12 +37,56 @@ struct Settings {
     bool first;
 };
 
-// z scale + offset, to where `place` says; null for 1, 0 and the same channel.
+// z scale + offset, and which channel of that is read for one of y, or for the backward of y for one of z; null for 1,
+// 0 and the same channel.
 template <class T>
 struct Behind {
     const T *scale, *offset;
-    const int64_t* place;
-    int64_t to(int64_t channel) const { return place ? place[channel] : channel; }
+    const int64_t* from;
+    int64_t source(int64_t channel) const { return from ? from[channel] : channel; }
+};
+
+// to[c] = row[from[c]] for as many rows as one likes; up to 64 floats are turned in registers.
+template <class T>
+class Permutation {
+public:
+    Permutation(const int64_t* from, int64_t size) : from_(from), size_(size) {
+#if defined(__AVX512F__)
+        alignas(64) int32_t lanes[64] = {};
+        for (int64_t c = 0; from && c < size && size <= 64; ++c) {
+            lanes[c] = static_cast<int32_t>(from[c]);
+            above_ |= static_cast<uint64_t>(from[c] >= 32) << c;
+        }
+        for (int k = 0; k < 4; ++k) lane_[k] = _mm512_load_si512(lanes + 16 * k);
+#endif
+    }
+    PF_FN void operator()(const T* row, T* to) const {
+#if defined(__AVX512F__)
+        if constexpr (std::is_same_v<T, float>) {
+            if (size_ <= 64) {
+                const uint64_t all = ~uint64_t{0} >> (64 - size_);
+                __m512 part[4];
+                for (int k = 0; k < 4; ++k)
+                    part[k] = _mm512_maskz_loadu_ps(static_cast<__mmask16>(all >> (16 * k)), row + 16 * k);
+                for (int k = 0; 16 * k < size_; ++k)  // a lane's number has five bits for two registers
+                    _mm512_mask_storeu_ps(to + 16 * k, static_cast<__mmask16>(all >> (16 * k)),
+                                          _mm512_mask_blend_ps(static_cast<__mmask16>(above_ >> (16 * k)),
+                                                               _mm512_permutex2var_ps(part[0], lane_[k], part[1]),
+                                                               _mm512_permutex2var_ps(part[2], lane_[k], part[3])));
+                return;
+            }
+        }
+#endif
+        for (int64_t c = 0; c < size_; ++c) to[c] = row[from_[c]];
+    }
+
+private:
+    const int64_t* from_;
+    int64_t size_;
+#if defined(__AVX512F__)
+    __m512i lane_[4];
+    uint64_t above_ = 0;
+#endif
 };
 
 // A piece has whole units: a channel of a sample, or a sample whose channels are single numbers.
@@ -89,9 +133,10 @@ void forward(const Shape& d, Samples<T> x, Samples<T> out, Behind<T> behind, T* 
     if (d.inner == 1) {
         each_unit(d, threads, [&](int64_t begin, int64_t end) {
             const std::unique_ptr<T[]> row(new T[static_cast<std::size_t>(size)]);
+            const Permutation<T> permute(behind.from, size);
             for (int64_t n = begin; n < end; ++n) {
                 const T *px = x.data + n * x.stride, *raw = out.data + n * out.stride;
-                T* to = behind.place ? row.get() : y + n * size;
+                T* to = behind.from ? row.get() : y + n * size;
                 const auto put = [&](int64_t c, int64_t count, V z) {
                     if (behind.scale) z = z * read_some(behind.scale + c, count) + read_some(behind.offset + c, count);
                     write_some(to + c, z, count);
@@ -103,8 +148,7 @@ void forward(const Shape& d, Samples<T> x, Samples<T> out, Behind<T> behind, T* 
                 const double sum = couple_run<M>(px + d.kept, raw, raw + coupled, coupled, s,
                                                  [&](int64_t i, int64_t count, V z) { put(d.kept + i, count, z); });
                 logdet[n] = static_cast<T>(sum + of_scale);
-                if (behind.place)
-                    for (int64_t c = 0; c < size; ++c) y[n * size + behind.place[c]] = row[c];
+                if (behind.from) permute(row.get(), y + n * size);
             }
         });
         return;
@@ -112,9 +156,9 @@ void forward(const Shape& d, Samples<T> x, Samples<T> out, Behind<T> behind, T* 
     const std::unique_ptr<double[]> logs(new double[static_cast<std::size_t>(d.samples * coupled)]());
     each_unit(d, threads, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            const int64_t n = r / d.channels, c = r % d.channels, k = c - d.kept;
+            const int64_t n = r / d.channels, c = behind.source(r % d.channels), k = c - d.kept;
             const T* px = x.data + n * x.stride + c * d.inner;
-            T* py = y + (n * d.channels + behind.to(c)) * d.inner;
+            T* py = y + r * d.inner;
             const V scale = splat<V>(behind.scale ? behind.scale[c] : T(1));
             const V offset = splat<V>(behind.scale ? behind.offset[c] : T(0));
             const auto put = [&](int64_t i, int64_t count, V z) {
@@ -193,6 +237,7 @@ void backward(const Shape& d, Samples<T> dy, const T* dlogdet, Samples<T> x, Sam
         each_unit(d, threads, [&](int64_t begin, int64_t end) {
             // A row of dy in z's order, and two rows of sums.
             const std::unique_ptr<T[]> row(new T[static_cast<std::size_t>(3 * size)]());
+            const Permutation<T> permute(behind.from, size);
             T *of_scale = row.get() + size, *of_offset = of_scale + size;
             const auto add = [&](int64_t c, int64_t count, V g, V z) {
                 if (!behind.scale) return;
@@ -204,8 +249,8 @@ void backward(const Shape& d, Samples<T> dy, const T* dlogdet, Samples<T> x, Sam
             };
             for (int64_t n = begin; n < end; ++n) {
                 const T *px = x.data + n * x.stride, *raw = out.data + n * out.stride, *g = dy.data + n * dy.stride;
-                if (behind.place) {
-                    for (int64_t c = 0; c < size; ++c) row[c] = g[behind.place[c]];
+                if (behind.from) {
+                    permute(g, row.get());
                     g = row.get();
                 }
                 T *pdx = dx + n * size, *pdout = dout + n * 2 * coupled;
@@ -229,8 +274,8 @@ void backward(const Shape& d, Samples<T> dy, const T* dlogdet, Samples<T> x, Sam
             for (int64_t r = begin; r < end; ++r) {
                 const int64_t n = r / d.channels, c = r % d.channels, k = c - d.kept;
                 const T* px = x.data + n * x.stride + c * d.inner;
-                const T* g = dy.data + n * dy.stride + behind.to(c) * d.inner;
-                T* pdx = dx + (n * d.channels + c) * d.inner;
+                const T* g = dy.data + n * dy.stride + behind.source(c) * d.inner;
+                T* pdx = dx + r * d.inner;
                 const V scale = splat<V>(behind.scale ? behind.scale[c] : T(1));
                 V of_scale = splat<V>(0), of_offset = of_scale;
                 const auto add = [&](int64_t, int64_t, V v, V z) {  // lanes without an element are zero in v
@@ -290,17 +335,17 @@ const char* with_type_and_map(int type, int map, F f) {
 
 }  // namespace
 
-// The strides are in elements. scale, offset (channels) and place (channels), where z's channels stand in y, may be
-// null.
+// The strides are in elements. scale, offset and order (channels), which channel of z each of y is, may be null; so may
+// place (channels), which channel of y each of z is.
 static const char* couple_channels(const void* x, int64_t x_stride, const void* out, int64_t out_stride,
-                                   const void* scale, const void* offset, const int64_t* place, void* y, void* logdet,
+                                   const void* scale, const void* offset, const int64_t* order, void* y, void* logdet,
                                    int type, int64_t samples, int64_t channels, int64_t kept, int64_t inner, int map,
                                    double clamp, double factor, int first, int threads) {
     return with_type_and_map(type, map, [&](auto t, auto m) {
         using T = decltype(t);
         forward<m.value, T>({samples, channels, kept, inner}, {static_cast<const T*>(x), x_stride},
                             {static_cast<const T*>(out), out_stride},
-                            {static_cast<const T*>(scale), static_cast<const T*>(offset), place}, static_cast<T*>(y),
+                            {static_cast<const T*>(scale), static_cast<const T*>(offset), order}, static_cast<T*>(y),
                             static_cast<T*>(logdet), {static_cast<T>(clamp), static_cast<T>(factor), first != 0},
                             threads);
     });

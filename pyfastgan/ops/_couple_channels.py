@@ -139,9 +139,9 @@ def _forward_cpu(
     behind: tuple[int | None, ...] = (None, None, None)
     if scale is not None:
         assert offset is not None
-        assert place is not None
+        assert order is not None
         scale, offset = scale.contiguous(), offset.contiguous()
-        behind = (scale.data_ptr(), offset.data_ptr(), place.data_ptr())
+        behind = (scale.data_ptr(), offset.data_ptr(), order.data_ptr())
     _backends.native("_cpu").couple_channels(
         *_address_and_stride(x),
         *_address_and_stride(out),
@@ -253,6 +253,7 @@ def serves(x: Tensor) -> bool:
         x.is_cpu
         and (x.dtype is torch.float32 or x.dtype is torch.float64)
         and x.is_contiguous()
+        and _backends.choice.name not in ("triton", "cuda")
         and not _traced()
     )
 
