@@ -46,9 +46,7 @@ class _RQSTransform(MonotonicRQSTransform):
             return getattr(self._knots, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _compute(
-        self, x: Tensor, inverse: bool, elementwise: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    def _compute(self, x: Tensor, inverse: bool, elementwise: bool = True) -> tuple[Tensor, Tensor]:
         shape = torch.broadcast_shapes(x.shape, self._logits.shape[:-1])
         return packed_rational_quadratic_spline(
             x.expand(shape),

@@ -111,7 +111,9 @@ def test_freia_leaves_a_matrix_alone_that_is_no_permutation():
     torch.manual_seed(0)
     model = freia("AllInOneBlock")
     for block in model.module_list:
-        block.w_perm.data[1] = block.w_perm.data[0]  # zeros and ones, a one in each row, but twice in a column
+        block.w_perm.data[1] = block.w_perm.data[
+            0
+        ]  # zeros and ones, a one in each row, but twice in a column
     fast, x = copy.deepcopy(model), points()
     pf.accelerate(fast)
     for ours, theirs in zip(fast(x), model(x), strict=True):
