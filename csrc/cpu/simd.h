@@ -228,7 +228,7 @@ PF_FN vdouble each_lane(vdouble x, F f) {
 PF_FN vdouble exponential(vdouble x) {
     return each_lane(x, [](double v) { return ::exp(v); });
 }
-PF_FN vdouble bounded_exponential(vdouble x) { return exponential(x); }
+PF_FN vdouble exponential_of_unit(vdouble x) { return exponential(x); }
 PF_FN vdouble log1p_unit(vdouble x) {
     return each_lane(x, [](double v) { return ::log1p(v); });
 }

@@ -43,7 +43,7 @@ PF_FN ScaleAt<V> scale_at(V raw, Scalar<V> clamp, bool inverse) {
             slope = S(0.636) / (S(1) + u * u);
         }
         log = log * sign;
-        return {M == kScaleTanh ? bounded_exponential(log) : exponential(log), log, slope * sign};
+        return {M == kScaleTanh ? exponential_of_unit(log) : exponential(log), log, slope * sign};
     }
 }
 

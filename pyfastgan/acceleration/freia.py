@@ -9,8 +9,8 @@ from FrEIA import modules
 from torch import Tensor
 
 from pyfastgan.ops import affine_coupling
-from pyfastgan.ops._common import forward_mode, needs_grad
-from pyfastgan.ops.affine_coupling import _backward, _forward
+from pyfastgan.ops._couple_channels import Behind, couple_channels, halves
+from pyfastgan.ops._couple_channels import serves as couples
 
 from .swap import Library, Swap, serves
 
@@ -29,60 +29,6 @@ class _Pick(torch.autograd.Function):
         return _Pick.apply(g, back, index), None, None
 
 
-def _join(
-    x1: Tensor,
-    x2: Tensor,
-    a: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    index: Tensor,
-    back: Tensor,
-    clamp: float,
-) -> tuple[Tensor, Tensor]:
-    """What a block makes of its halves and of its network's output, in steps that autograd follows."""
-    raw, shift = (0.1 * a).split(x2.size(1), 1)
-    y2, logdet = affine_coupling(x2, raw, shift, scale="clamped_tanh", clamp=clamp)
-    z = torch.cat((x1, y2), 1)
-    y = _Pick.apply(torch.addcmul(offset, z, scale), index, back)
-    return y, logdet + z[0, :1].numel() * scale.log().sum()
-
-
-class _Join(torch.autograd.Function):
-    """`_join` as one step: what autograd does for each of many costs more than the arithmetic of small blocks."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x1, x2, a, scale, offset, index, back, ctx.clamp = inputs
-        raw, shift = (0.1 * a).split(x2.size(1), 1)
-        y2, logdet = _forward(x2, raw, shift, "clamped_tanh", ctx.clamp, False, False)
-        z = torch.cat((x1, y2), 1)
-        ctx.save_for_backward(x1, x2, a, scale, offset, index, back, z)
-        logdet.add_(scale.log().sum(), alpha=z[0, :1].numel())
-        return torch.addcmul(offset, z, scale).index_select(1, index), logdet
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, dlogdet: Tensor) -> tuple[Any, ...]:
-        *inputs, z = ctx.saved_tensors
-        x1, x2, a, scale, _, _, back = inputs
-        if needs_grad(dy, dlogdet, *inputs):
-            # Names of their own, since the inputs depend on each other: `a` is a function of x1.
-            x1, x2, a, scale, offset, index, back = inputs = [t.view_as(t) for t in inputs]
-            outputs = _join(x1, x2, a, scale, offset, index, back, ctx.clamp)
-            wanted = [t for t in inputs if t.requires_grad]
-            found = iter(torch.autograd.grad(outputs, wanted, (dy, dlogdet), create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in inputs), None
-        g = dy.index_select(1, back)
-        over = [0, *range(2, g.dim())]
-        dscale = (g * z).sum(over, keepdim=True) + dlogdet.sum() * z[0, :1].numel() / scale
-        doffset = g.sum(over, keepdim=True)
-        dx1, dshift = (g * scale).split((x1.size(1), x2.size(1)), 1)
-        raw = 0.1 * a[:, : x2.size(1)]
-        settings = ("clamped_tanh", ctx.clamp, False, False)
-        dx2, draw = _backward(dshift, dlogdet, x2, raw, *settings)
-        da = torch.cat((draw, dshift), 1).mul_(0.1)
-        return dx1, dx2, da, dscale, doffset, None, None, None
-
-
 class AllInOneBlock(modules.AllInOneBlock):
     """A permutation picks channels, where FrEIA multiplies by a matrix of zeros and ones."""
 
@@ -96,9 +42,8 @@ class AllInOneBlock(modules.AllInOneBlock):
         if known is None or known[0] != key:
             matrix = self.w_perm.detach().flatten(1)
             index, back = matrix.argmax(1), matrix.argmax(0)
-            hard = torch.equal(
-                matrix, torch.eye(len(matrix), device=matrix.device)[index].to(matrix)
-            )
+            one = torch.eye(len(matrix), device=matrix.device).to(matrix)
+            hard = torch.equal(matrix, one[index]) and torch.equal(matrix.T, one[back])
             known = self.__dict__["_fast_order"] = (key, (index, back) if hard else None)
         return known[1]
 
@@ -133,22 +78,26 @@ class AllInOneBlock(modules.AllInOneBlock):
         return affine_coupling(x, raw, shift, scale="clamped_tanh", clamp=clamp, inverse=rev)
 
     def _joins(self, x: Tensor) -> bool:
-        """Whether one step does what comes after the network; FrEIA's own steps call the methods above."""
-        if self.GIN or self.reverse_pre_permute or not self.clamp > 0 or not serves(x):
+        """Whether one call does what comes after the network; FrEIA's own steps call the methods above."""
+        if self.GIN or self.reverse_pre_permute or not self.clamp > 0:
             return False
-        if torch.compiler.is_compiling() or forward_mode():
-            return False
-        return not torch._C._are_functorch_transforms_active()
+        return serves(x, self.global_scale, self.global_offset) and couples(x)
 
     def forward(self, x: Any, c: Any = (), rev: bool = False, jac: bool = True) -> Any:
         order = None if rev or not self._joins(x[0]) else self._order()
         if order is None:
             return super().forward(x, c, rev=rev, jac=jac)
-        x1, x2 = torch.split(x[0], self.splits, dim=1)
+        x1, whole = halves(x[0], self.splits[0])
         a = self.subnet(torch.cat([x1, *c], 1) if self.conditional else x1)
         scale = self.global_scale_activation(self.global_scale)
-        call = _Join.apply if serves(x2, a) else _join
-        y, logdet = call(x1, x2, a, scale, self.global_offset, *order, float(self.clamp))
+        y, logdet = couple_channels(
+            whole,
+            a,
+            scale="clamped_tanh",
+            clamp=float(self.clamp),
+            factor=0.1,
+            behind=Behind(scale, self.global_offset, *order),
+        )
         return (y,), logdet
 
 

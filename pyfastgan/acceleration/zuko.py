@@ -46,7 +46,7 @@ class _RQSTransform(MonotonicRQSTransform):
             return getattr(self._knots, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _compute(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _compute(self, x: Tensor, inverse: bool, elementwise: bool = True) -> tuple[Tensor, Tensor]:
         shape = torch.broadcast_shapes(x.shape, self._logits.shape[:-1])
         return packed_rational_quadratic_spline(
             x.expand(shape),
@@ -54,7 +54,7 @@ class _RQSTransform(MonotonicRQSTransform):
             inverse=inverse,
             tail_bound=self._bound,
             min_derivative=self._slope,
-            elementwise=True,
+            elementwise=elementwise,
             parameterisation="zuko",
         )
 
@@ -68,6 +68,18 @@ class _RQSTransform(MonotonicRQSTransform):
         if serves(x, self._logits):
             return self._compute(x, False)
         return self._knots.call_and_ladj(x)
+
+
+class _Points(DependentTransform):
+    """zuko's transformation of points (N, D) by one spline each number, whose logarithms the op adds up itself."""
+
+    base: _RQSTransform
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.base._logits
+        if x.dim() != 2 or x.shape != logits.shape[:-1] or not serves(x, logits):
+            return super().call_and_ladj(x)
+        return self.base._compute(x, False, elementwise=False)
 
 
 def _settings(univariate: Any) -> tuple[bool, dict[str, float]] | None:
@@ -88,10 +100,10 @@ def _transform(univariate: Any, logits: Tensor) -> Transform:
     settings = _settings(univariate)
     assert settings is not None
     circular, keywords = settings
-    base: Transform = _RQSTransform(logits, **keywords)
-    if circular:
-        base = ComposedTransform(CircularShiftTransform(bound=math.pi), base)
-    return DependentTransform(base, 1)
+    base = _RQSTransform(logits, **keywords)
+    if not circular:
+        return _Points(base, 1)
+    return DependentTransform(ComposedTransform(CircularShiftTransform(bound=math.pi), base), 1)
 
 
 def _meta(self: Any, c: Tensor | None, x: Tensor) -> Transform:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ._common import accumulation, check_float, needs_grad
+from ._couple_channels import couple_channels, halves, serves
 from ._glow_parts import couple, mix, uncouple, unmix
 
 
@@ -81,6 +82,9 @@ def _step(
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     z = mix(x, matrix, offset)
+    if serves(z):
+        z1, whole = halves(z, z.size(1) // 2)
+        return couple_channels(whole, _call_network(network, z1, condition).to(z.dtype), **settings)
     out = _call_network(network, z.chunk(2, 1)[0], condition)
     return couple(z, _lying_as(z, out), **settings)
 

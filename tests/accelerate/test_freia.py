@@ -105,3 +105,16 @@ def test_freia_has_second_derivatives(images):
 
     for ours, theirs in zip(gradients(fast), gradients(model), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_freia_leaves_a_matrix_alone_that_is_no_permutation():
+    torch.manual_seed(0)
+    model = freia("AllInOneBlock")
+    for block in model.module_list:
+        block.w_perm.data[1] = block.w_perm.data[
+            0
+        ]  # zeros and ones, a one in each row, but twice in a column
+    fast, x = copy.deepcopy(model), points()
+    pf.accelerate(fast)
+    for ours, theirs in zip(fast(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
