@@ -42,7 +42,7 @@ from .._names import check_choice
 from . import _backends
 from ._common import apply, check_float, forward_mode, needs_grad, under_autocast
 from ._edge_cases import bad_calls, points_rows, rows, samples
-from ._edge_gradients import _call, _Conv, _ConvAct, _is_last, _Transpose
+from ._edge_gradients import _call, _Conv, _ConvAct, _is_last, _points_times, _Transpose
 from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
@@ -185,17 +185,17 @@ def edge_conv(
     """
     x, weight = _under_autocast(x, weight)
     _check(x, weight, 1, stride, padding)
-    for axis in (2, 3):
-        if size_of(x.size(axis), weight.size(axis), stride, padding) < 1:
-            raise ValueError(
-                f"x {tuple(x.shape)} with padding {padding} is smaller than the kernel of weight "
-                f"{tuple(weight.shape)}"
-            )
+    height, width, kh, kw = *x.shape[2:], *weight.shape[2:]
+    extent = (size_of(height, kh, stride, padding), size_of(width, kw, stride, padding))
+    if min(extent) < 1:
+        raise ValueError(
+            f"x {tuple(x.shape)} with padding {padding} is smaller than the kernel of weight "
+            f"{tuple(weight.shape)}"
+        )
     _check_act(x, weight.size(0), bias, act, slope)
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    extent = tuple(size_of(x.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
-    served = plan(weight, stride, features_size=extent, padding=padding)  # type: ignore[arg-type]
+    served = plan(weight, stride, features_size=extent, padding=padding)
     with forgetting(x, weight):
         if forward_mode() or served != "edge":
             if served == "matrix":
@@ -284,9 +284,9 @@ def _of_points(x: Tensor, weight: Tensor) -> Tensor:
     inputs, channels, kh, kw = weight.shape
     points = x.reshape(-1, inputs)
     if _is_last(weight):
-        y = points @ weight.permute(0, 2, 3, 1).reshape(inputs, -1)
+        y = _points_times(points, weight.permute(0, 2, 3, 1).reshape(inputs, -1))
         return y.view(-1, kh, kw, channels).permute(0, 3, 1, 2)
-    return (points @ weight.reshape(inputs, -1)).view(-1, channels, kh, kw)
+    return _points_times(points, weight.reshape(inputs, -1)).view(-1, channels, kh, kw)
 
 
 # Sums of up to thousands of products of normal numbers in an order of their own: a float64
