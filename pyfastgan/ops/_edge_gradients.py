@@ -163,6 +163,7 @@ class _Points(torch.autograd.Function):
         return dpoints, _points_times(points.t(), dy) if want_matrix else None
 
 
+_CPU_KERNELS = _backends.missing("cpu") is None
 # Rows of a matrix of which a panel stays in a cache.
 _MOST_INPUTS = 1024
 
@@ -171,7 +172,7 @@ def _points_times(points: Tensor, matrix: Tensor) -> Tensor:
     """points @ matrix, by the kernel where there is one."""
     if (
         _backends.choice.name in ("auto", "cpu")
-        and _backends.missing("cpu") is None
+        and _CPU_KERNELS
         and points.device.type == "cpu"
         and points.dtype in (torch.float32, torch.float64)
         and points.size(1) <= _MOST_INPUTS

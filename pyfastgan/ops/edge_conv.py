@@ -42,7 +42,15 @@ from .._names import check_choice
 from . import _backends
 from ._common import apply, check_float, forward_mode, needs_grad, under_autocast
 from ._edge_cases import bad_calls, points_rows, rows, samples
-from ._edge_gradients import _call, _Conv, _ConvAct, _is_last, _points_times, _Transpose
+from ._edge_gradients import (
+    _CPU_KERNELS,
+    _call,
+    _Conv,
+    _ConvAct,
+    _is_last,
+    _points_times,
+    _Transpose,
+)
 from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
@@ -51,7 +59,6 @@ from .bias_act import ACTIVATIONS, bias_act, bias_act_reference
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
 _OUTPUTS = (1, 2, 3, 4, 8, 12, 16)
 _FEW, _MANY = 4, 8
-_CPU_KERNELS = _backends.missing("cpu") is None
 
 
 def plan(
