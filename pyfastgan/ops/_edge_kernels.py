@@ -189,26 +189,23 @@ def _finite(weight: Tensor) -> bool:
 _MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
-# What torch's convolution needs to be worth its preparations: products at a place, and products in all.
-_WORTH_PLACE, _WORTH = 32, 1 << 25
-# Bytes of a result that no cache holds: torch writes it once more, or to memory that faults page by page.
-_PAST_CACHES = 12 << 20
+# What torch's convolution needs to be worth its preparations: products at a place, and products in all; a contiguous
+# result it writes twice.
+_WORTH_PLACE, _WORTH_LAST, _WORTH = 32, 1 << 23, 1 << 25
 
 
-def _torch_is_faster(image: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """In a forward pass of enough products: in bfloat16, and in float32 as long as caches hold the result."""
-    if _backends.choice.name != "auto":
+def _torch_is_faster(
+    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool
+) -> bool:
+    """In a forward pass of enough products in bfloat16, where the processor multiplies that as it is."""
+    if image.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
         return False
-    if image.dtype not in (torch.float32, torch.bfloat16) or weight[0].numel() < _WORTH_PLACE:
+    if _backends.choice.name != "auto" or weight[0].numel() < _WORTH_PLACE:
         return False
-    results = image.size(0) * weight.size(0)
+    products = image.size(0) * weight.numel()
     for axis in (2, 3):
-        results *= size_of(image.size(axis), weight.size(axis), stride, padding)
-    if results * weight[0].numel() < _WORTH:
-        return False
-    if image.dtype == torch.bfloat16:
-        return _MULTIPLIES_BFLOAT16
-    return results * image.element_size() < _PAST_CACHES
+        products *= size_of(image.size(axis), weight.size(axis), stride, padding)
+    return products >= (_WORTH_LAST if channels_last else _WORTH)
 
 
 def _conv_torch(
@@ -242,7 +239,7 @@ def _conv_cpu(
     bias: Tensor | None = None,
     slope: float = 1.0,
 ) -> Tensor:
-    if _torch_is_faster(image, weight, stride, padding):
+    if _torch_is_faster(image, weight, stride, padding, channels_last):
         return _conv_torch(image, weight, stride, padding, channels_last, bias, slope)
     if not _finite(weight):
         return _conv_reference(image, weight, stride, padding, channels_last, bias, slope)

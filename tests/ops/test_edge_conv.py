@@ -228,6 +228,7 @@ def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, act, monkeypa
     """Either gives the same, in the same layout."""
     monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", True)
     monkeypatch.setattr(_edge_kernels, "_WORTH", 1)
+    monkeypatch.setattr(_edge_kernels, "_WORTH_LAST", 1)
     g = torch.Generator().manual_seed(0)
     last = layout == "channels last"
     form = torch.channels_last if last else torch.contiguous_format
@@ -250,26 +251,26 @@ def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, act, monkeypa
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="without kernels there is nothing to choose")
 @pytest.mark.parametrize(
-    ("dtype", "batch", "size", "channels", "fast", "by_torch"),
+    ("dtype", "batch", "channels", "last", "fast", "by_torch"),
     [
-        (torch.float32, 64, 32, 3, False, True),
-        (torch.float32, 16, 32, 3, False, False),  # too few products
-        (torch.float32, 64, 32, 1, False, False),  # too few at a place
-        (torch.float32, 64, 64, 3, False, False),  # past the caches
-        (torch.float64, 64, 32, 3, False, False),
-        (torch.bfloat16, 64, 64, 3, True, True),
-        (torch.bfloat16, 64, 32, 3, False, False),  # a processor that widens them first
+        (torch.bfloat16, 64, 3, False, True, True),
+        (torch.bfloat16, 16, 3, False, True, False),  # too few products
+        (torch.bfloat16, 16, 3, True, True, True),  # enough where nothing is written twice
+        (torch.bfloat16, 8, 3, True, True, False),
+        (torch.bfloat16, 64, 1, True, True, False),  # too few at a place
+        (torch.bfloat16, 64, 3, True, False, False),  # a processor that widens them first
+        (torch.float32, 64, 3, True, True, False),
     ],
 )
 def test_where_torch_serves_a_forward_pass(
-    dtype, batch, size, channels, fast, by_torch, monkeypatch
+    dtype, batch, channels, last, fast, by_torch, monkeypatch
 ):
     monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", fast)
-    x = torch.empty(batch, channels, size, size, dtype=dtype)
+    x = torch.empty(batch, channels, 32, 32, dtype=dtype)
     w = torch.empty(64, channels, 4, 4, dtype=dtype)
     for backend in ("auto", "cpu"):
         with pf.use_backend(backend):
-            served = _edge_kernels._torch_is_faster(x, w, 2, 1)
+            served = _edge_kernels._torch_is_faster(x, w, 2, 1, last)
         assert served == (by_torch and backend == "auto")
 
 
