@@ -222,9 +222,8 @@ def _conv_torch(
     if not channels_last:
         weight = weight.contiguous()
     y = F.conv2d(image, weight, bias, stride, padding)
-    y = y.contiguous(
-        memory_format=form
-    )  # torch takes one channel, which lies either way, as contiguous
+    # torch takes one channel, which lies either way, as contiguous.
+    y = y.contiguous(memory_format=form)
     if slope == 1.0:
         return y
     return F.relu_(y) if slope == 0.0 else F.leaky_relu_(y, slope)
