@@ -20,50 +20,6 @@ namespace PF_NAMESPACE {
 namespace {
 
 constexpr int64_t kPlacesAtOnce = 96;  // that are turned around: whole tiles, and whole lines of a cache
-constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
-
-// to[r][v] = leaky ReLU of bias[v] + the sum over t of at[r][offset[t]] * weight[t][v], for so many places and
-// features.
-template <int kVectors, class T, class S = S_of<T>>
-PF_FN void forward_tile(const S* const* at, const int64_t* offset, int64_t terms, const S* weight, const S* bias,
-                        S slope, T* const* to, int64_t places, int64_t features, bool past_caches) {
-    using V = Pack<T>;
-    constexpr int kStep = lanes<T>(), kRows = rows_of(kVectors);
-    V sums[kRows][kVectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[r][v] = load<V>(bias + v * kStep);
-    for (int64_t t = 0; t < terms; ++t, weight += kVectors * kStep) {
-        const int64_t from = offset[t];
-        V by[kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) by[v] = load<V>(weight + v * kStep);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-            const V pixel = spread<V>(at[r][from]);
-#pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) sums[r][v] += pixel * by[v];
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-        if (r >= places) break;
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-            V y = sums[r][v];
-            // -inf times 0 is not what a ReLU gives.
-            if (slope != 1) y = select(y <= 0, slope == 0 ? V{} : y * slope, y);
-            const int64_t some = features - v * kStep;
-            if (some < kStep)
-                write_part(to[r] + v * kStep, y, some);
-            else if (past_caches)
-                stream(to[r] + v * kStep, y);
-            else
-                Storage<T>::write(to[r] + v * kStep, y);
-        }
-    }
-}
 
 // Places from q on, of scratch memory with so many features in a row, to features that lie plane by plane.
 template <class T, class S = S_of<T>>

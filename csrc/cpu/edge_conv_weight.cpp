@@ -94,7 +94,7 @@ void weight_gradient(const Geometry& g, const T* image, const T* feature, const 
     const bool as_it_lies = std::is_same_v<T, S> && !gate && g.k == wide && g.features_last();
     const int64_t together = g.fw < kPlacesAtOnce ? kPlacesAtOnce / g.fw : 1;
     const int64_t share = (terms + 1) * wide;  // of a piece: the last row is the bias's
-    std::vector<double> partial(g.pieces() * share);
+    std::vector<double> partial((g.pieces() > 0 ? g.pieces() : 1) * share);
     parallel_for(g.pieces(), threads, g.small(), [&](int64_t piece) {
         S* const copy = zeros<S>(0, padded.elements());
         S* const behind_gate = zeros<S>(1, as_it_lies ? 1 : together * g.fw * wide);
@@ -146,13 +146,13 @@ void weight_gradient(const Geometry& g, const T* image, const T* feature, const 
             for (int64_t v = 0; bias_gradient && v < vectors; ++v) flush(terms, v * kStep);
         }
     });
-    for (int64_t k = 0; k < g.k; ++k)
-        for (int64_t t = 0; t <= terms; ++t) {
-            if (t == terms && !bias_gradient) continue;
-            double sum = 0;
-            for (int64_t piece = 0; piece < g.pieces(); ++piece) sum += partial[piece * share + t * wide + k];
-            (t < terms ? gradient[k * terms + t] : bias_gradient[k]) = from_scalar<T>(static_cast<S>(sum));
-        }
+    for (int64_t piece = 1; piece < g.pieces(); ++piece)
+        for (int64_t i = 0; i < share; ++i) partial[i] += partial[piece * share + i];
+    for (int64_t k = 0; k < g.k; ++k) {
+        for (int64_t t = 0; t < terms; ++t)
+            gradient[k * terms + t] = from_scalar<T>(static_cast<S>(partial[t * wide + k]));
+        if (bias_gradient) bias_gradient[k] = from_scalar<T>(static_cast<S>(partial[terms * wide + k]));
+    }
 }
 
 }  // namespace

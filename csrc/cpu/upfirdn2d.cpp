@@ -110,13 +110,37 @@ struct Spread {
     }
 };
 
-// total = the sum over m of weight[m] * from(m), for the numbers of taps that are usual.
-template <class V, class S, class F>
-PF_FN V weighted(int64_t number, const S* weight, F from) {
-    V total = splat<V>(0);
-    if (number == 2) return total + weight[0] * from(0) + weight[1] * from(1);
-    for (int64_t m = 0; m < number; ++m) total += weight[m] * from(m);
-    return total;
+// write(e, the sum over m of weight[m] * from(m)[e], number of elements) for count elements, a vector of them at a
+// time. kNumber of 0: `number` of them. kSlack: behind the last element there is more to read.
+template <int kNumber, bool kSlack, class T, class S, class F, class W>
+PF_FN void sum_of(int64_t number, F from, const S* weight, int64_t count, W write) {
+    using V = Pack<T>;
+    constexpr int64_t kL = lanes<T>();
+    const T* at[kNumber ? kNumber : 1];
+    S by[kNumber ? kNumber : 1];
+    for (int m = 0; m < kNumber; ++m) at[m] = from(m), by[m] = weight[m];
+    const auto total = [&](auto read) {
+        V sum = splat<V>(0);
+        if constexpr (kNumber > 0) {
+#pragma GCC unroll 4
+            for (int m = 0; m < kNumber; ++m) sum += by[m] * read(at[m]);
+        } else {
+            for (int64_t m = 0; m < number; ++m) sum += weight[m] * read(from(m));
+        }
+        return sum;
+    };
+    int64_t e = 0;
+    for (; e + kL <= count; e += kL) write(e, total([&](const T* p) { return Storage<T>::read(p + e); }), kL);
+    if (e < count)
+        write(e, total([&](const T* p) { return kSlack ? Storage<T>::read(p + e) : read_part(p + e, count - e); }),
+              count - e);
+}
+// For the numbers of taps that are usual, and for any other.
+template <class T, bool kSlack, class S, class F, class W>
+PF_FN void weighted(int64_t number, F from, const S* weight, int64_t count, W write) {
+    if (number == 4) return sum_of<4, kSlack, T>(number, from, weight, count, write);
+    if (number == 2) return sum_of<2, kSlack, T>(number, from, weight, count, write);
+    sum_of<0, kSlack, T>(number, from, weight, count, write);
 }
 
 // The even and the odd places of a row that is enlarged twice: the pixel that each tap meets at the first of them.
@@ -165,38 +189,31 @@ void filter(const T* x, T* y, const Filter& f, int64_t outer, int64_t height, in
         const std::unique_ptr<S[]> laid(new S[kHow == kSpread ? f.down * spread.phase : 1]());
         // Past the end of a row a vector holds zeros.
         S* const to_sum = whole ? laid.get() + spread.runs[0].place * inner : sum.get() + doubled.before;
+        const T* const from = x + n * height * line;
         for (int64_t k = begin; k < end; ++k) {
             const int64_t number = down.number[k];
             const int64_t* const row = down.pixel.get() + k * f.count;
-            const S* const by = down.weight.get() + k * f.count;
-            const T* const from = x + n * height * line;
-            int64_t e = 0;
-            for (; e + kL <= line; e += kL)
-                store(to_sum + e,
-                      weighted<V>(number, by, [&](int64_t m) { return Storage<T>::read(from + row[m] * line + e); }));
-            if (e < line)
-                store(to_sum + e, weighted<V>(number, by, [&](int64_t m) {
-                          return read_part(from + row[m] * line + e, line - e);
-                      }));
+            weighted<T, false>(
+                number, [&](int64_t m) { return from + row[m] * line; }, down.weight.get() + k * f.count, line,
+                [&](int64_t e, V sum, int64_t) { store(to_sum + e, sum); });
             T* to = y + (n * out_height + k) * out_line;
             if constexpr (kHow == kPixels) {
                 for (int64_t place = 0; place < out_width; ++place, to += inner) {
                     const int64_t met = along.number[place];
                     const int64_t* const pixel = along.pixel.get() + place * f.count;
-                    const S* const weight = along.weight.get() + place * f.count;
-                    for (e = 0; e < inner; e += kL)
-                        write_some(
-                            to + e,
-                            weighted<V>(met, weight, [&](int64_t m) { return load<V>(to_sum + pixel[m] * inner + e); }),
-                            inner - e < kL ? inner - e : kL);
+                    weighted<S, true>(
+                        met, [&](int64_t m) { return to_sum + pixel[m] * inner; }, along.weight.get() + place * f.count,
+                        inner, [&](int64_t e, V sum, int64_t some) { write_some(to + e, sum, some); });
                 }
             } else if constexpr (kHow == kDoubled) {
-                for (e = 0; e < out_width; e += 2 * kL) {
+                for (int64_t e = 0; e < out_width; e += 2 * kL) {
                     V half[2];
-                    for (int64_t r = 0; r < 2; ++r)
-                        half[r] = weighted<V>(doubled.number[r], doubled.weight.get() + r * f.count, [&](int64_t m) {
-                            return load<V>(to_sum + doubled.pixel[r * f.count + m] + e / 2);
-                        });
+                    for (int64_t r = 0; r < 2; ++r) {
+                        const int64_t* const pixel = doubled.pixel.get() + r * f.count;
+                        weighted<S, true>(
+                            doubled.number[r], [&](int64_t m) { return to_sum + pixel[m] + e / 2; },
+                            doubled.weight.get() + r * f.count, kL, [&](int64_t, V sum, int64_t) { half[r] = sum; });
+                    }
                     const int64_t rest = out_width - e;
                     write_some(to + e, merged(half[0], half[1], false, Indices<V>{}), rest < kL ? rest : kL);
                     if (rest > kL)
@@ -205,7 +222,7 @@ void filter(const T* x, T* y, const Filter& f, int64_t outer, int64_t height, in
                 }
             } else {
                 if (!whole) spread.lay(to_sum, laid.get(), f.down);
-                for (e = 0; e < out_line; e += kL) {
+                for (int64_t e = 0; e < out_line; e += kL) {
                     V total = splat<V>(0);
                     for (int64_t m = 0; m < count; ++m) total += taps[m] * load<V>(laid.get() + spread.offset[m] + e);
                     write_some(to + e, total, out_line - e < kL ? out_line - e : kL);

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _backends
 from ._common import apply, is_channels_last, needs_grad
-from ._edge_kernels import conv, transpose, weight_gradient
+from ._edge_kernels import conv, points_product, transpose, weight_gradient
 from .bias_act import differentiable_backward
 
 
 def _is_last(x: Tensor) -> bool:
-    return is_channels_last(x) and not x.is_contiguous()
+    return not x.is_contiguous() and is_channels_last(x)
 
 
 def _weight_alone(*arguments: Any) -> Tensor:
@@ -141,3 +142,40 @@ class _ConvAct(torch.autograd.Function):
                 image, dy, *ctx.settings, *weight.shape[-2:], *gated, want_bias
             )
         return dx, dw if want_weight else None, db if want_bias else None, None, None, None, None
+
+
+class _Points(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(points: Tensor, matrix: Tensor) -> Tensor:
+        return points_product(points, matrix)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        points, matrix = ctx.saved_tensors
+        want_points, want_matrix = ctx.needs_input_grad
+        dpoints = dy @ matrix.t() if want_points else None
+        return dpoints, _points_times(points.t(), dy) if want_matrix else None
+
+
+_CPU_KERNELS = _backends.missing("cpu") is None
+# Rows of a matrix of which a panel stays in a cache.
+_MOST_INPUTS = 1024
+
+
+def _points_times(points: Tensor, matrix: Tensor) -> Tensor:
+    """points @ matrix, by the kernel where there is one."""
+    if (
+        _backends.choice.name in ("auto", "cpu")
+        and _CPU_KERNELS
+        and points.device.type == "cpu"
+        and points.dtype in (torch.float32, torch.float64)
+        and points.size(1) <= _MOST_INPUTS
+    ):
+        return _call(_Points, points_product, points, matrix)
+    return points @ matrix

@@ -189,14 +189,44 @@ def _finite(weight: Tensor) -> bool:
 _MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
-def _torch_is_faster(image: Tensor, weight: Tensor, channels_last: bool) -> bool:
-    """In a forward pass with nothing to add to it: in bfloat16 where a place has enough products, in float32
-    channels-last."""
-    if _backends.choice.name != "auto":
+# What torch's convolution needs to be worth its preparations: products at a place, and products in all; a contiguous
+# result it writes twice.
+_WORTH_PLACE, _WORTH_LAST, _WORTH = 32, 1 << 23, 1 << 25
+
+
+def _torch_is_faster(
+    image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool
+) -> bool:
+    """In a forward pass of enough products in bfloat16, where the processor multiplies that as it is."""
+    if image.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
         return False
-    if image.dtype == torch.bfloat16:
-        return _MULTIPLIES_BFLOAT16 and weight[0].numel() > 16
-    return channels_last and image.dtype == torch.float32
+    if _backends.choice.name != "auto" or weight[0].numel() < _WORTH_PLACE:
+        return False
+    products = image.size(0) * weight.numel()
+    for axis in (2, 3):
+        products *= size_of(image.size(axis), weight.size(axis), stride, padding)
+    return products >= (_WORTH_LAST if channels_last else _WORTH)
+
+
+def _conv_torch(
+    image: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: int,
+    channels_last: bool,
+    bias: Tensor | None,
+    slope: float,
+) -> Tensor:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    image = image.contiguous(memory_format=form)
+    if not channels_last:
+        weight = weight.contiguous()
+    y = F.conv2d(image, weight, bias, stride, padding)
+    # torch takes one channel, which lies either way, as contiguous.
+    y = y.contiguous(memory_format=form)
+    if slope == 1.0:
+        return y
+    return F.relu_(y) if slope == 0.0 else F.leaky_relu_(y, slope)
 
 
 def _conv_cpu(
@@ -208,10 +238,8 @@ def _conv_cpu(
     bias: Tensor | None = None,
     slope: float = 1.0,
 ) -> Tensor:
-    if bias is None and slope == 1.0 and _torch_is_faster(image, weight, channels_last):
-        form = torch.channels_last if channels_last else torch.contiguous_format
-        image, weight = (t.contiguous(memory_format=form) for t in (image, weight))
-        return F.conv2d(image, weight, None, stride, padding)
+    if _torch_is_faster(image, weight, stride, padding, channels_last):
+        return _conv_torch(image, weight, stride, padding, channels_last, bias, slope)
     if not _finite(weight):
         return _conv_reference(image, weight, stride, padding, channels_last, bias, slope)
     image, weight = dense(image), weight.contiguous()
@@ -260,6 +288,24 @@ def _weight_cpu(
     return gradient, bias
 
 
+def _points_reference(points: Tensor, matrix: Tensor) -> Tensor:
+    return points @ matrix
+
+
+def _points_fake(points: Tensor, matrix: Tensor) -> Tensor:
+    return points.new_empty((points.size(0), matrix.size(1)))
+
+
+def _points_cpu(points: Tensor, matrix: Tensor) -> Tensor:
+    points, matrix = points.contiguous(), matrix.contiguous()
+    y = _points_fake(points, matrix)
+    _backends.native("_cpu").edge_conv_points(
+        *(points.data_ptr(), matrix.data_ptr(), output(y), points.size(0), *matrix.shape),
+        *(TYPE_NUMBER[points.dtype], torch.get_num_threads()),
+    )
+    return y
+
+
 # With a leaky ReLU (slope 0: a ReLU, slope 1: nothing): the forward pass takes it of the result, the
 # others take its backward pass of the features, where its output `gate` is not positive.
 conv = Kernel(
@@ -285,5 +331,12 @@ weight_gradient = Kernel(
     fake=_weight_fake,
     cpu=_weight_cpu,
     triton="edge_conv:edge_conv_weight",
+)
+# A transposed convolution of 1 x 1 inputs, in float32 and float64: (N, K) points times a (K, C kh kw) matrix.
+points_product = Kernel(
+    "edge_conv_points(Tensor points, Tensor matrix) -> Tensor",
+    reference=_points_reference,
+    fake=_points_fake,
+    cpu=_points_cpu,
 )
 KERNELS = (conv, transpose, weight_gradient)

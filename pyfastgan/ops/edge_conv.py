@@ -9,16 +9,21 @@
 `plan` says what serves a call. "edge" are kernels of our own, for images of few channels C on a CPU,
 where torch's convolution reaches a fifth of the machine's matrix rate: a critic's first layer, a
 generator's last one, forward, in the gradient of the data (each is the other's) and in that of the
-weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 inputs and for convolutions whose
-kernel is as large as the image, with 1 x 1 results. "torch" is
+weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 inputs, by a kernel of our own in float32 and
+float64, and for convolutions whose kernel is as large as the image, with 1 x 1 results, by torch. "torch" is
 torch's convolution, for everything else: in the middle of a network it runs at that rate already.
 
 For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
-rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 2.0 ms
-(torch 9.1 contiguous, 7.0 channels-last). 3 -> 64 take 1.5 to 1.7, where torch is near the limit too (1.8 to 2.2),
-since 17 MB are written beside; the data gradient 2.2 (9.1, 7.2), the weight gradient 2.3 (3.3), channels-last 1.8
-(2.9). In bfloat16 torch's forward pass multiplies twice as many numbers at once; there, and in float32 channels-last,
-it serves where nothing is to be added to it and no backend is asked for by name.
+rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 1.9 ms
+(torch 8.9 contiguous, 7.3 channels-last). 3 -> 64 take 1.6 to 2.1, channels-last 1.4 to 1.7, where torch is near the
+limit too (1.2 to 2.3, and three times as much where its result's memory is new), since 17 MB are written beside; the
+data gradient 2.0 to 2.4 (10, 6.9), the weight gradient 2.1 (3.3), channels-last 1.6 (2.4). 64 points of 100 to 512
+channels take 0.37 ms, 0.3 at the rate of multiply-adds, where torch's matrix product takes 0.8 and its transposed
+convolution 1.3.
+
+Where no backend is asked for by name and the processor multiplies bfloat16 as it is, torch serves forward passes in
+bfloat16 of at least 32 products at a place and 2^25 in all, 2^23 channels-last, where it writes its result once: it
+multiplies twice as many numbers at once. Calls of fewer products are over before torch has prepared its own.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
 can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;
@@ -42,7 +47,15 @@ from .._names import check_choice
 from . import _backends
 from ._common import apply, check_float, forward_mode, needs_grad, under_autocast
 from ._edge_cases import bad_calls, points_rows, rows, samples
-from ._edge_gradients import _call, _Conv, _ConvAct, _is_last, _Transpose
+from ._edge_gradients import (
+    _CPU_KERNELS,
+    _call,
+    _Conv,
+    _ConvAct,
+    _is_last,
+    _points_times,
+    _Transpose,
+)
 from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
@@ -51,7 +64,6 @@ from .bias_act import ACTIVATIONS, bias_act, bias_act_reference
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
 _OUTPUTS = (1, 2, 3, 4, 8, 12, 16)
 _FEW, _MANY = 4, 8
-_CPU_KERNELS = _backends.missing("cpu") is None
 
 
 def plan(
@@ -185,17 +197,17 @@ def edge_conv(
     """
     x, weight = _under_autocast(x, weight)
     _check(x, weight, 1, stride, padding)
-    for axis in (2, 3):
-        if size_of(x.size(axis), weight.size(axis), stride, padding) < 1:
-            raise ValueError(
-                f"x {tuple(x.shape)} with padding {padding} is smaller than the kernel of weight "
-                f"{tuple(weight.shape)}"
-            )
+    height, width, kh, kw = *x.shape[2:], *weight.shape[2:]
+    extent = (size_of(height, kh, stride, padding), size_of(width, kw, stride, padding))
+    if min(extent) < 1:
+        raise ValueError(
+            f"x {tuple(x.shape)} with padding {padding} is smaller than the kernel of weight "
+            f"{tuple(weight.shape)}"
+        )
     _check_act(x, weight.size(0), bias, act, slope)
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    extent = tuple(size_of(x.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
-    served = plan(weight, stride, features_size=extent, padding=padding)  # type: ignore[arg-type]
+    served = plan(weight, stride, features_size=extent, padding=padding)
     with forgetting(x, weight):
         if forward_mode() or served != "edge":
             if served == "matrix":
@@ -284,9 +296,9 @@ def _of_points(x: Tensor, weight: Tensor) -> Tensor:
     inputs, channels, kh, kw = weight.shape
     points = x.reshape(-1, inputs)
     if _is_last(weight):
-        y = points @ weight.permute(0, 2, 3, 1).reshape(inputs, -1)
+        y = _points_times(points, weight.permute(0, 2, 3, 1).reshape(inputs, -1))
         return y.view(-1, kh, kw, channels).permute(0, 3, 1, 2)
-    return (points @ weight.reshape(inputs, -1)).view(-1, channels, kh, kw)
+    return _points_times(points, weight.reshape(inputs, -1)).view(-1, channels, kh, kw)
 
 
 # Sums of up to thousands of products of normal numbers in an order of their own: a float64

@@ -221,30 +221,93 @@ def test_features_that_no_cache_holds(layout):
     torch.testing.assert_close(y, F.conv2d(x, w, b, 2, 1).relu(), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("act", ["linear", "relu", "leaky_relu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, fast, monkeypatch):
-    """torch serves where the processor multiplies bfloat16, and channels-last in float32, where the choice is ours."""
-    monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", fast)
+def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, act, monkeypatch):
+    """Either gives the same, in the same layout."""
+    monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", True)
+    monkeypatch.setattr(_edge_kernels, "_WORTH", 1)
+    monkeypatch.setattr(_edge_kernels, "_WORTH_LAST", 1)
     g = torch.Generator().manual_seed(0)
-    x = laid_out(torch.randn(2, 3, 12, 10, generator=g).to(dtype), layout)
-    w = torch.randn(16, 3, 4, 4, generator=g).to(dtype)
-    exact = F.conv2d(x.double(), w.double(), None, 2, 1)
-    calls, convolve = [], F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *a: calls.append(a) or convolve(*a))
     last = layout == "channels last"
-    by_torch = fast if dtype == torch.bfloat16 else last
-    for backend in ("auto", BACKENDS[-1]):
-        calls.clear()
+    form = torch.channels_last if last else torch.contiguous_format
+    for channels, kernel in ((3, 4), (1, 6)):
+        x = laid_out(torch.randn(2, channels, 12, 10, generator=g).to(dtype), layout)
+        w = torch.randn(16, channels, kernel, kernel, generator=g).to(dtype)
+        bias = None if act == "linear" else torch.randn(16, generator=g).to(dtype)
+        exact = F.conv2d(x.double(), w.double(), None if bias is None else bias.double(), 2, 1)
+        exact = {"linear": lambda t: t, "relu": F.relu}.get(act, lambda t: F.leaky_relu(t, 0.3))(
+            exact
+        )
+        for backend in ("auto", BACKENDS[-1]):
+            with pf.use_backend(backend):
+                settings_ = {"stride": 2, "padding": 1, "act": act, "slope": 0.3}
+                y = pf.ops.edge_conv(x, w, bias, **settings_, channels_last=last)
+            rounding = 2**-7 if dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(y.double(), exact, rtol=rounding, atol=1e-2)
+            assert y.is_contiguous(memory_format=form)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="without kernels there is nothing to choose")
+@pytest.mark.parametrize(
+    ("dtype", "batch", "channels", "last", "fast", "by_torch"),
+    [
+        (torch.bfloat16, 64, 3, False, True, True),
+        (torch.bfloat16, 16, 3, False, True, False),  # too few products
+        (torch.bfloat16, 16, 3, True, True, True),  # enough where nothing is written twice
+        (torch.bfloat16, 8, 3, True, True, False),
+        (torch.bfloat16, 64, 1, True, True, False),  # too few at a place
+        (torch.bfloat16, 64, 3, True, False, False),  # a processor that widens them first
+        (torch.float32, 64, 3, True, True, False),
+    ],
+)
+def test_where_torch_serves_a_forward_pass(
+    dtype, batch, channels, last, fast, by_torch, monkeypatch
+):
+    monkeypatch.setattr(_edge_kernels, "_MULTIPLIES_BFLOAT16", fast)
+    x = torch.empty(batch, channels, 32, 32, dtype=dtype)
+    w = torch.empty(64, channels, 4, 4, dtype=dtype)
+    for backend in ("auto", "cpu"):
         with pf.use_backend(backend):
-            y = pf.ops.edge_conv(x, w, stride=2, padding=1)
-        if "cpu" in BACKENDS:
-            assert len(calls) == (by_torch and backend == "auto")
-        rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
-        torch.testing.assert_close(y.double(), exact, rtol=rounding, atol=1e-3)
-        form = torch.channels_last if last else torch.contiguous_format
-        assert y.is_contiguous(memory_format=form)
+            served = _edge_kernels._torch_is_faster(x, w, 2, 1, last)
+        assert served == (by_torch and backend == "auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "inputs", "channels"), [(7, 9, 5), (1, 5, 8), (14, 3, 1), (2, 1030, 2)]
+)
+def test_points_of_any_number(batch, inputs, channels, dtype):
+    """Tiles of points and panels of columns that are not whole, twice differentiable."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, inputs, 1, 1, generator=g).to(dtype).requires_grad_()
+    w = torch.randn(inputs, channels, 4, 4, generator=g).to(dtype).requires_grad_()
+    dy = torch.randn(batch, channels, 4, 4, generator=g).to(dtype)
+
+    def results(function, x, w):
+        y = function(x, w)
+        dx, dw = torch.autograd.grad(y, (x, w), dy.to(y.dtype), create_graph=True)
+        return y, dx, dw, *torch.autograd.grad((dw**2).sum() + (dx**2).sum(), (x, w))
+
+    exact = results(F.conv_transpose2d, x.double(), w.double())
+    for backend in ("auto", BACKENDS[0]):
+        with pf.use_backend(backend):
+            ours = results(pf.ops.edge_conv_transpose, x, w)
+        for a, b in zip(ours, exact, strict=True):
+            scale = b.abs().max() * max(torch.finfo(dtype).eps, 2**-50)
+            assert (a.double() - b).abs().max() <= 8 * scale
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="it is a kernel's")
+def test_points_that_are_not_finite_stay_in_their_rows_and_columns():
+    x, w = torch.randn(8, 20, 1, 1), torch.randn(20, 5, 4, 4)
+    x[7, 3], w[5, 4, 3, 3] = torch.nan, torch.inf
+    with pf.use_backend("cpu"):
+        y = pf.ops.edge_conv_transpose(x, w)
+    assert y[7].isnan().all()
+    assert y[:7].flatten(1)[:, :-1].isfinite().all()
+    assert not y[:, 4, 3, 3].isfinite().any()
 
 
 @pytest.mark.parametrize("last", [False, True])
