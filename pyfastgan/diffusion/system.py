@@ -16,6 +16,7 @@ from pyfastgan.diffusion.model import Decode, DiffusionModel
 from pyfastgan.diffusion.power_average import PowerAverages, save_snapshot
 from pyfastgan.diffusion.process import make_process
 from pyfastgan.diffusion.unet import UNet
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class DiffusionSystem:
             self.profiles = PowerAverages(model)
             self.networks.update(self.profiles.networks)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
         self.seed = derive_seed(config.seed, _TRAINING)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyfastgan.data import shape_factors
 from pyfastgan.metrics import disentanglement
 from pyfastgan.training import save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
@@ -60,7 +61,7 @@ class VAESystem:
         self.model = model = build(config)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
 
     @property
