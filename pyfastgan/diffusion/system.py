@@ -17,6 +17,7 @@ from pyfastgan.diffusion.power_average import PowerAverages, save_snapshot
 from pyfastgan.diffusion.process import make_process
 from pyfastgan.diffusion.unet import UNet
 from pyfastgan.training.adam import Adam
+from pyfastgan.training.devices import direct
 from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ class DiffusionSystem:
         place = {"stream": step, "sample_offset": fabric.global_rank * len(data)}
         optimizer = self.optimizers["model"]
         optimizer.zero_grad()  # first, so that the forward pass finds their memory free
-        losses = self.networks["model"](data, labels, seed=self.seed, **place)
+        model = direct(fabric, self.networks["model"], data)
+        losses = model(data, labels, seed=self.seed, **place)
         fabric.backward(losses["loss"])
         optimizer.step()
         if self.profiles is not None:
