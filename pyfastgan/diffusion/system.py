@@ -146,7 +146,7 @@ class DiffusionSystem:
         place = {"stream": step, "sample_offset": fabric.global_rank * len(data)}
         optimizer = self.optimizers["model"]
         optimizer.zero_grad()  # first, so that the forward pass finds their memory free
-        model = direct(fabric, self.networks["model"], data)
+        model = direct(fabric, self.networks["model"])
         losses = model(data, labels, seed=self.seed, **place)
         fabric.backward(losses["loss"])
         optimizer.step()

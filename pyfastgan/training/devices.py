@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyfastgan.training.config import TrainConfig
 
@@ -52,14 +51,14 @@ def make_fabric(config: TrainConfig) -> Fabric:
         ) from None
 
 
-def direct(fabric: Fabric, network: nn.Module, x: Tensor) -> nn.Module:
-    """What to call for `network(x, ...)` in a step: the module itself where Fabric's wrapper would do nothing.
+def direct(fabric: Fabric, network: nn.Module) -> nn.Module:
+    """What a step calls: the module itself where Fabric's wrapper around it does nothing.
 
-    Without mixed precision the wrapper looks for tensors of another type than float32, and gives those that
-    come out a hook that does nothing: a tenth of a step of small layers.
+    In 32-true the wrapper looks for tensors in what goes in and comes out, and hooks a function to these that
+    does nothing: a tenth of a step of small layers.
     """
     from lightning_fabric.plugins import Precision
 
-    plain = type(fabric.strategy.precision) is Precision and x.dtype is torch.float32
+    plain = type(fabric.strategy.precision) is Precision
     inner: nn.Module = getattr(network, "module", network) if plain else network
     return inner

@@ -75,7 +75,7 @@ class VAESystem:
     ) -> dict[str, Tensor]:
         """A step on a bound, or on what beta or a capacity makes of it."""
         config, images, labels = self.config, batch[0], _labels(self.config, batch)
-        model = direct(fabric, self.networks["model"], images)
+        model = direct(fabric, self.networks["model"])
         # Keyed by the step and the place in the global batch, so that noise depends neither on
         # where a run was interrupted nor on the number of ranks.
         place = {"seed": config.seed, "sample_offset": fabric.global_rank * len(images)}
