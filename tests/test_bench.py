@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyfastgan as pf
 from pyfastgan import bench
 from pyfastgan.bench import machine, measure
 from pyfastgan.bench.turns import take_turns
+from pyfastgan.ops._backends import choice
 from pyfastgan.ops._registry import Row, ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +130,25 @@ def test_an_op_with_wrong_values_gets_no_speed_up(quick):
     assert not result["ratios"]
     assert "bias_act, linear, torch.float32" in result["disagreement"]
     assert f"the values are wrong: {result['disagreement']}" in bench.line(result)
+
+
+def test_what_is_checked_are_the_compiled_kernels():
+    """Where small calls are torch's own, as those of the samples are, wrong kernels would pass unseen."""
+    right = ops()["bernoulli_nll"]
+    asked = []
+
+    def function(*args):
+        asked.append(choice.name)
+        return right.function(*args) * (1.001 if choice.name == "cpu" else 1)
+
+    with pf.use_backend("auto"):
+        assert measure.disagreement(right) is None
+        assert measure.disagreement(replace(right, function=function)) is not None
+        assert choice.name == "auto"
+    assert set(asked) == {"cpu"}
+    with pf.use_backend("reference"):  # whoever chooses by name is checked on that
+        assert measure.disagreement(replace(right, function=function)) is None
+    assert set(asked) == {"cpu", "reference"}
 
 
 def test_a_noisy_machine_gets_no_report(monkeypatch, capsys, tmp_path):

@@ -22,6 +22,7 @@ from pyfastgan.autoregressive.model import Decode, PixelModel
 from pyfastgan.autoregressive.network import CausalNetwork, check_kernel
 from pyfastgan.autoregressive.two_levels import TwoLevelPrior
 from pyfastgan.training import Run, TrainConfig, fit, load_weights, resolve_config
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.config import check_number, read_config_file
 from pyfastgan.training.report import report
 
@@ -143,7 +144,7 @@ class PixelCNNSystem:
         self.network = network
         self.networks: dict[str, nn.Module] = {"network": network}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "network": torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
+            "network": Adam(network.parameters(), config.learning_rate)
         }
 
     def training_step(

@@ -16,6 +16,8 @@ from pyfastgan.diffusion.model import Decode, DiffusionModel
 from pyfastgan.diffusion.power_average import PowerAverages, save_snapshot
 from pyfastgan.diffusion.process import make_process
 from pyfastgan.diffusion.unet import UNet
+from pyfastgan.training.adam import Adam
+from pyfastgan.training.devices import direct
 from pyfastgan.training.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ class DiffusionSystem:
             self.profiles = PowerAverages(model)
             self.networks.update(self.profiles.networks)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
         self.seed = derive_seed(config.seed, _TRAINING)
 
@@ -144,7 +146,8 @@ class DiffusionSystem:
         place = {"stream": step, "sample_offset": fabric.global_rank * len(data)}
         optimizer = self.optimizers["model"]
         optimizer.zero_grad()  # first, so that the forward pass finds their memory free
-        losses = self.networks["model"](data, labels, seed=self.seed, **place)
+        model = direct(fabric, self.networks["model"])
+        losses = model(data, labels, seed=self.seed, **place)
         fabric.backward(losses["loss"])
         optimizer.step()
         if self.profiles is not None:

@@ -31,9 +31,6 @@ class PerSample:
         inputs: the names of the tensors, (N, ...) all of one shape and dtype.
         loss: of each element, from the inputs in the type that is computed in.
         slopes: its derivatives by each input.
-        plain: the op by torch's own operations, where these are sooner back on a CPU: with a gradient to
-            come, up to `small` elements.
-        small: see there.
     """
 
     def __init__(
@@ -42,12 +39,8 @@ class PerSample:
         inputs: tuple[str, ...],
         loss: Callable[..., Tensor],
         slopes: Callable[..., tuple[Tensor, ...]],
-        *,
-        plain: Callable[..., Tensor] | None = None,
-        small: int = 0,
     ) -> None:
         self.name, self.inputs, self._loss, self._slopes = name, inputs, loss, slopes
-        self._plain, self._small = plain, small
         tensors = ", ".join(f"Tensor {x}" for x in inputs)
         self.forward = Kernel(
             f"{name}({tensors}) -> Tensor",
@@ -68,8 +61,6 @@ class PerSample:
         _OPS[name] = self
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        if self._plain is not None and self._is_small(tensors):
-            return self._plain(*tensors)
         first = tensors[0]
         if isinstance(first, Tensor) and under_autocast(first.device):
             first, *_ = tensors = tuple([t.float() for t in tensors])
@@ -83,29 +74,6 @@ class PerSample:
         if needs_grad(*tensors):
             return apply(_Function, self.name, *tensors)
         return self.forward(*tensors)
-
-    def _is_small(self, tensors: tuple[Tensor, ...]) -> bool:
-        """Whether torch's own operations serve, where the choice is ours. Here a check costs what the op costs, so
-        that this is one look at good tensors; whatever else there is goes the long way."""
-        first, wanted = tensors[0], False
-        if type(first) is not Tensor or not first.is_cpu:
-            return False
-        dtype, shape = first.dtype, first.shape
-        for t in tensors:
-            if type(t) is not Tensor or t.dtype is not dtype or t.shape != shape or not t.is_cpu:
-                return False
-            wanted = wanted or t.requires_grad
-        return (
-            wanted
-            and len(shape) > 0
-            and first.numel() <= self._small
-            and (dtype is torch.float32 or dtype is torch.float64)
-            and _backends.choice.name == "auto"
-            and torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and not forward_mode()
-        )
 
     def reference(self, *tensors: Tensor) -> Tensor:
         """In plain PyTorch, differentiable by autograd any number of times."""

@@ -20,18 +20,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import is_autocast_enabled as _autocast
+from torch import is_grad_enabled as _recorded
+from torch.compiler import is_compiling as _is_compiling
 
-from ._common import accumulation
+from ._backends import choice as _choice
+from ._common import accumulation, forward_mode
 from ._per_sample import PerSample
 from ._registry import FLOATS, BadCall, Op, Row, Sample, T, register
 
+# On a CPU with a gradient to come, torch's own operations are sooner back up to this many elements.
+_SMALL = 2**14
 
-def _plain(x: Tensor, logits: Tensor) -> Tensor:
+
+def _plain(x: object, logits: object) -> Tensor | None:
+    """By torch's own operations what they are sooner back with, where the choice is ours. The look at the arguments
+    costs a few percent of the op, so that it is one; None for all else, calls with a mistake among them."""
+    if (
+        type(x) is not Tensor
+        or type(logits) is not Tensor
+        or not (logits.requires_grad or x.requires_grad)
+        or _choice.name != "auto"
+        or not (x.is_cpu and logits.is_cpu)
+    ):
+        return None
+    dtype, shape = x.dtype, x.shape
+    dims = len(shape)
+    if (
+        logits.dtype is not dtype
+        or (dtype is not torch.float32 and dtype is not torch.float64)
+        or logits.shape != shape
+        or dims == 0
+        or x.numel() > _SMALL
+        or not _recorded()
+        or _autocast("cpu")
+        or _is_compiling()
+        or forward_mode()
+    ):
+        return None
     # The function in torch.nn.functional only checks once more.
     loss = torch.binary_cross_entropy_with_logits(logits, x, None, None, 0)
-    if loss.dim() > 2:
-        loss = loss.flatten(1)
-    return loss.sum(1) if loss.dim() > 1 else loss
+    if dims == 1:
+        return loss
+    return (loss if dims == 2 else loss.flatten(1)).sum(1)
 
 
 _op = PerSample(
@@ -39,8 +70,6 @@ _op = PerSample(
     ("x", "logits"),
     lambda x, logits: logits.clamp(min=0) - x * logits + torch.log1p(torch.exp(-logits.abs())),
     lambda x, logits: (-logits, torch.sigmoid(logits) - x),
-    plain=_plain,
-    small=2**14,
 )
 
 
@@ -65,7 +94,8 @@ def bernoulli_nll(x: Tensor, logits: Tensor) -> Tensor:
         TypeError, ValueError: an argument has a wrong type, shape, device or dtype; the message
             names it.
     """
-    return _op(x, logits)
+    loss = _plain(x, logits)
+    return _op(x, logits) if loss is None else loss
 
 
 def _binary(x: Tensor) -> Tensor:

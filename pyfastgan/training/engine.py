@@ -23,6 +23,7 @@ from pyfastgan.training.checkpoint import (
     save_weights,
 )
 from pyfastgan.training.config import RESUMABLE_KEYS, TrainConfig, plain, to_dict
+from pyfastgan.training.devices import make_fabric
 from pyfastgan.training.graphs import GraphedSteps, check_capturable
 from pyfastgan.training.grids import loss_picture, sample_picture, save_png
 from pyfastgan.training.log import LossMeter, RunWriter, Stopwatch, check_finite
@@ -79,7 +80,7 @@ def fit(
         state = _checkpoint_to_resume(run)
     else:
         _check_new(run)
-    fabric = _fabric(config)
+    fabric = make_fabric(config)
     fabric.launch()
     sampler.take_part(fabric.global_rank, fabric.world_size)
     seed_all(config.seed)
@@ -351,39 +352,6 @@ def _checkpoint_to_resume(run: Run) -> dict[str, Any]:
             f"cannot resume {run.path} up to step {run.config.steps}: it is at step {state['step']}"
         )
     return state
-
-
-def _fabric(config: TrainConfig) -> Fabric:
-    from lightning_fabric import Fabric
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
-
-    from pyfastgan.training.ranks import GradientAverage
-
-    devices, nodes = config.devices, 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun says how many processes there are
-        here, everywhere = (int(os.environ[f"{name}WORLD_SIZE"]) for name in ("LOCAL_", ""))
-        if devices not in (1, here):
-            raise ValueError(f"devices must be 1 or torchrun's {here} processes, got {devices}")
-        if config.batch_size % everywhere:
-            raise ValueError(
-                f"batch_size must be a multiple of torchrun's {everywhere} processes,"
-                f" got {config.batch_size}"
-            )
-        devices, nodes = here, everywhere // here
-    try:
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            precision=config.precision,  # type: ignore[arg-type]
-            strategy=GradientAverage() if devices * nodes > 1 else "auto",
-        )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"cannot train on accelerator={config.accelerator!r}, devices={config.devices},"
-            f" precision={config.precision!r}: {reason}"
-        ) from None
 
 
 def _unwrapped(network: Any) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan.training import image_grid, save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.report import report
 from pyfastgan.vae.autoencoder import Autoencoder
 from pyfastgan.vae.config import AutoencoderConfig, SparseCodingConfig
@@ -58,7 +59,7 @@ class AutoencoderSystem:
             model = build_autoencoder(config)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
 
     def training_step(

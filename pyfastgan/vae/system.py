@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pyfastgan.data import shape_factors
 from pyfastgan.metrics import disentanglement
 from pyfastgan.training import save_png
+from pyfastgan.training.adam import Adam
+from pyfastgan.training.devices import direct
 from pyfastgan.training.report import report
 from pyfastgan.vae.config import VAEConfig
 from pyfastgan.vae.datasets import ImageSet, batches_of, some_images
@@ -60,7 +62,7 @@ class VAESystem:
         self.model = model = build(config)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
 
     @property
@@ -72,8 +74,8 @@ class VAESystem:
         self, fabric: Fabric, batch: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:
         """A step on a bound, or on what beta or a capacity makes of it."""
-        config, model = self.config, self.networks["model"]
-        images, labels = batch[0], _labels(config, batch)
+        config, images, labels = self.config, batch[0], _labels(self.config, batch)
+        model = direct(fabric, self.networks["model"])
         # Keyed by the step and the place in the global batch, so that noise depends neither on
         # where a run was interrupted nor on the number of ranks.
         place = {"seed": config.seed, "sample_offset": fabric.global_rank * len(images)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyfastgan.nn import VectorQuantizer
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.files import atomic
 from pyfastgan.training.grids import save_png
 from pyfastgan.training.report import report
@@ -63,7 +64,7 @@ class VQSystem:
         model = build_vq(config)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
 
     def training_step(

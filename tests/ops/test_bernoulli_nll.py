@@ -60,3 +60,14 @@ def test_torch_serves_what_is_small_only_where_the_choice_is_ours():
     assert served_by_an_autograd_function(2**14)
     with pf.use_backend("reference"):
         assert served_by_an_autograd_function(8)
+
+
+def test_small_calls_with_a_mistake_are_refused_too():
+    """torch itself would broadcast, and compute in the wider type."""
+    logits = torch.zeros(1, 4, requires_grad=True)
+    with pytest.raises(ValueError, match="logits must have the shape of x"):
+        pf.ops.bernoulli_nll(torch.zeros(2, 4), logits)
+    with pytest.raises(TypeError, match="logits must have the dtype of x"):
+        pf.ops.bernoulli_nll(torch.zeros(1, 4).double(), logits)
+    with pytest.raises(ValueError, match="x must have a dimension of samples"):
+        pf.ops.bernoulli_nll(torch.zeros(()), torch.zeros((), requires_grad=True))

@@ -31,7 +31,11 @@ TINY = {
     "sample_count": 4,
     "test_samples": 3,
 }
-FABRIC = SimpleNamespace(global_rank=0, backward=lambda loss: loss.backward())
+FABRIC = SimpleNamespace(
+    global_rank=0,
+    backward=lambda loss: loss.backward(),
+    strategy=SimpleNamespace(precision=None),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +103,7 @@ def test_noise_depends_on_the_place_in_the_global_batch_alone() -> None:
         torch.manual_seed(0)
         for parameter in vae.networks["model"].parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-        fabric = SimpleNamespace(global_rank=rank, backward=FABRIC.backward)
+        fabric = SimpleNamespace(**{**vars(FABRIC), "global_rank": rank})
         vae.training_step(fabric, tuple(item[part] for item in items), 3)
     torch.testing.assert_close(seen[0], torch.cat(seen[1:]))
 
