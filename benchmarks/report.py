@@ -1,4 +1,4 @@
-"""Draws docs/benchmarks.md and its plots, and the speed table of README, from the results of the suites in this folder.
+"""Draws docs/benchmarks.md and its plots, and the tables in README and other pages, from the suites' results.
 
     python benchmarks/report.py [FILE] [--docs FOLDER] [--gpu FILE]
                                 [--run [--quick] [--force] [--seconds N] [--resume] [--only WORDS]]
@@ -20,7 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import readme  # beside this file
+import tables  # beside this file
 
 from pyfastgan.bench import duration, failures
 
@@ -69,9 +69,9 @@ def main():
         draw_memory(memory, images / "benchmarks-memory.svg")
     if sweeps:
         draw_sweeps(sweeps, images / "benchmarks-size.svg")
-    front = options.docs.parent / "README.md"
-    if front.exists():
-        readme.write(front, rows)
+    for page in (options.docs.parent / "README.md", *options.docs.glob("*.md")):
+        if page.exists():
+            page.write_text(tables.filled(page.read_text(), rows))
     page = options.docs / "benchmarks.md"
     page.write_text(text(results, rows, sweeps, memory, gpu_results(options.gpu)))
     print(page)
@@ -92,8 +92,7 @@ def run(options):
     words += [f"--{name}" for name in ("quick", "force", "resume") if getattr(options, name)]
     words += ["--seconds", str(seconds), *(["-k", options.only] if options.only else [])]
     status = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT).returncode
-    # 5: there was nothing left to measure.
-    return 0 if status == 5 else status
+    return 0 if status == 5 else status  # 5: there was nothing left to measure
 
 
 def gpu_results(path):

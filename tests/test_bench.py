@@ -275,26 +275,40 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
         assert (tmp_path / "images" / f"benchmarks-{name}.svg").read_text().startswith("<?xml")
 
 
-def test_the_table_of_readme_and_the_page_are_made_of_the_results():
-    """`python benchmarks/report.py` writes both."""
+def test_the_tables_of_readme_and_the_pages_are_made_of_the_results():
+    """`python benchmarks/report.py` writes them."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import readme
+    import tables
 
     results = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    lines = readme.table(results["rows"]).splitlines()
-    assert len(lines) == 2 + len(readme.ROWS), "a row of README is not in the results"
-    assert (
-        f"{readme.BEGIN}\n" + "\n".join(lines) + f"\n{readme.END}"
-        in (ROOT / "README.md").read_text()
-    )
+    rows = [row for row in results["rows"] if "memory" not in row and "sweep" not in row]
+    lines = tables.table(rows).splitlines()
+    assert len(lines) == 2 + len(tables.ROWS), "a row of README is not in the results"
+    marked = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        assert tables.filled(text, rows) == text, page.name
+        for _, names, _ in tables.MARKED.findall(text):
+            marked += 1
+            for name in names.split(","):
+                assert any(row["name"].startswith(name.strip()) for row in rows), name
+    assert marked >= 4
+    assert "\n".join(lines) in (ROOT / "README.md").read_text()
     page = (ROOT / "docs/benchmarks.md").read_text()
     for row in results["rows"]:
         cells = f"| {row['name']} | {row['shape']} | "
         if "memory" not in row:
             cells += f"{row['threads']} | {bench.duration(row['contestants']['ours']['seconds'])} |"
         assert cells in page
-    for row in [*results["rows"][:1], {"name": "gone", "ratios": {}}]:
-        assert readme.table([{**row, "shape": "else"}]).count("\n") == 1
+    for row in [*rows[:1], {"name": "gone", "ratios": {}}]:
+        assert tables.table([{**row, "shape": "else"}]).count("\n") == 1
+    text = "<!-- rows: b, c -->\nold\n<!-- end of rows -->"
+    made = [{"name": n, "shape": "2", "contestants": {"ours": {"seconds": 1.0}}, "ratios": {"eager": r}}
+            for n, r in (("a", 3.0), ("b", 0.5), ("cd", 12.3))]  # fmt: skip
+    assert tables.filled(text, made) == (
+        "<!-- rows: b, c -->\n\n| row | shape | ours | eager |\n|---|---|--:|--:|\n"
+        "| b | 2 | 1.00 s | **0.50x** |\n| cd | 2 | 1.00 s | 12x |\n\n<!-- end of rows -->"
+    )
 
 
 def test_the_suites_measure_and_write_what_the_page_is_made_of_and_go_on(tmp_path):

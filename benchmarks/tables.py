@@ -1,8 +1,19 @@
-"""The speed table of README: some rows of the results, winners and losers, written by report.py between two marks."""
+"""The tables of rows that stand in README and in the pages, written by report.py between two marks.
+
+README's holds the rows below, winners and losers. A page says itself which rows it shows: those whose name begins with
+what stands in its mark.
+"""
+
+import re
 
 from pyfastgan.bench import duration
 
 BEGIN, END = "<!-- speed: benchmarks/report.py -->", "<!-- end of speed -->"
+TRACED = (
+    "\\* compiled with torch's experimental `trace_autograd_ops`, which makes compiled gradients faster; without it "
+    "torch refuses to\ncompile a double backward."
+)
+MARKED = re.compile(r"(<!-- rows: (.+?) -->\n).*?(<!-- end of rows -->)", re.DOTALL)
 # What README calls a row, and its name and shape in the results.
 ROWS = [
     (
@@ -58,7 +69,11 @@ ROWS = [
         "upfirdn2d fwd+bwd, enlarge",
         "16,64,32,32 channels-last",
     ),
-    ("`bernoulli_nll`, 128,64, backend asked for by name", "bernoulli_nll fwd+bwd", "128,64"),
+    (
+        "`bernoulli_nll`, 128,64, which torch's own operations serve",
+        "bernoulli_nll fwd+bwd",
+        "128,64",
+    ),
 ]
 
 
@@ -85,13 +100,32 @@ def table(rows):
 def times(ratio):
     if ratio is None:
         return "-"
-    text = f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}x"
+    text = f"{ratio:.{0 if ratio >= 10 else 1 if ratio >= 2 else 2}f}x"
     return f"**{text}**" if ratio < 1 else text
 
 
-def write(path, rows):
-    """Puts the table between the marks of a file, if it has them."""
-    text = path.read_text()
+def rows_of(names, rows):
+    """Markdown of the rows whose name begins with one of `names`, apart by commas: our time, others' over ours."""
+    starts = tuple(name.strip() for name in names.split(","))
+    found = [row for row in rows if row["name"].startswith(starts) and row.get("ratios")]
+    others = list(dict.fromkeys(k for row in found for k in row["ratios"] if k != "limit"))
+    lines = [
+        f"| row | shape | ours | {' | '.join(others)} |",
+        "|---|---|" + "--:|" * (1 + len(others)),
+    ]
+    for row in found:
+        ours = duration(row["contestants"]["ours"]["seconds"])
+        cells = [row["name"].removeprefix("accelerate: "), row["shape"], ours]
+        cells += [times(row["ratios"].get(name)) for name in others]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def filled(text, rows):
+    """The text of README or a page with its tables made of `rows`."""
     if BEGIN in text:
         before, rest = text.split(BEGIN)
-        path.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.split(END)[1]}")
+        made = table(rows)
+        made += f"\n\n{TRACED}" if "x * |" in made else ""
+        text = f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}"
+    return MARKED.sub(lambda m: f"{m[1]}\n{rows_of(m[2], rows)}\n\n{m[3]}", text)
