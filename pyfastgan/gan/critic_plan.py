@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pyfastgan.gan.linearised import Layer
-from pyfastgan.gan.linearised_maps import Add, Affine, Bias, Concatenate, Multiply, Resample, Sum
+from pyfastgan.gan.linearised_affine import Affine
+from pyfastgan.gan.linearised_maps import Add, Bias, Concatenate, Multiply, Resample, Sum
 from pyfastgan.gan.linearised_norms import Act, FixedNorm, GroupNorm, LayerNorm
 from pyfastgan.gan.sources import Source
 

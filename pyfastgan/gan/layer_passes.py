@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyfastgan.gan.critic_plan import Plan
 from pyfastgan.gan.linearised import Found, Kept, added, per_sample
-from pyfastgan.gan.linearised_maps import Affine
+from pyfastgan.gan.linearised_affine import Affine
 from pyfastgan.gan.sources import Pull
 
 Gradients = list[tuple[nn.Parameter, Tensor]]

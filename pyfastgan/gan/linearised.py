@@ -13,7 +13,7 @@ and those with weights a gradient of them. `docs/gradient-penalties.md` derives 
 `w` is the list of effective weights of the step, and a layer knows its own by their numbers. All
 that a layer keeps has samples in dimension 0, so that a part of the batch is `kept[:n]`.
 
-This file has what all layers share; `linearised_maps` and `linearised_norms` have the layers.
+This file has what all layers share; `linearised_affine`, `linearised_maps` and `linearised_norms` have the layers.
 """
 
 from __future__ import annotations

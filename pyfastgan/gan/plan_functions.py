@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyfastgan.gan.critic_plan import Unsupported
-from pyfastgan.gan.linearised_maps import Affine, Bias, Pad, Resample
+from pyfastgan.gan.linearised_affine import Affine
+from pyfastgan.gan.linearised_maps import Bias, Pad, Resample
 from pyfastgan.gan.linearised_norms import Act
 from pyfastgan.gan.plan_arithmetic import ARITHMETIC, check_in_place
 from pyfastgan.gan.plan_builder import Builder, Value

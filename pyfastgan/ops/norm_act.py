@@ -46,18 +46,18 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling as _is_compiling
 
 from .._names import check_choice
-from . import _backends
+from ._backends import choice as _choice
 from ._common import accumulation, apply, check_float, forward_mode, needs_grad
 from ._norm_act_calls import bad_calls, rows, samples
 from ._norm_act_formulas import NORMS, _count, _parts, _update, norm_act_reference
 from ._norm_act_kernels import _backward, _backward_backward, _forward
 from ._recompute import note
 from ._registry import Op, register
-from .bias_act import ACTIVATIONS
+from .bias_act import _TORCH, ACTIVATIONS
 
 
 def _first(*arguments: Any) -> Tensor:
@@ -226,17 +226,53 @@ def _check(
 _SMALL, _SMALL_LAST = 2**16, 2**17
 
 
-def _is_small(x: Tensor, norm: str, training: bool) -> bool:
-    """Whether torch's own operations serve, where the choice is ours."""
-    return (
-        norm == "batch"
-        and training
-        and 0 < x.numel() <= (_SMALL if x.is_contiguous() else _SMALL_LAST)
-        and x.device.type == "cpu"
-        and _backends.choice.name == "auto"
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
+def _plain(
+    x: Tensor,
+    of_channels: tuple[Tensor | None, ...],
+    norm: str,
+    groups: int | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    act: str,
+    slope: float,
+) -> Tensor | None:
+    """By torch's own operations what they are sooner back with, where the choice is ours; None for all else, calls
+    with a mistake among them. Nothing is asked twice: each look costs a percent of a small call."""
+    if (
+        norm != "batch"
+        or training is not True
+        or groups is not None
+        or _choice.name != "auto"
+        or not (isinstance(x, Tensor) and x.is_cpu and isinstance(act, str) and act in ACTIVATIONS)
+    ):
+        return None
+    dtype, shape, count = x.dtype, x.shape, x.numel()
+    if (
+        (dtype is not torch.float32 and dtype is not torch.float64)
+        or count > _SMALL_LAST
+        or len(shape) < 2
+        # One value for each mean is a mistake, none is a case of its own.
+        or count <= shape[1]
+        or not (0 <= momentum <= 1 and 0 <= eps < math.inf and 0 <= slope < math.inf)
+        or (count > _SMALL and x.is_contiguous())
+    ):
+        return None
+    weight, bias, mean, var = of_channels
+    of_one = shape[1:2]
+    for t in of_channels:
+        if t is not None and not (
+            isinstance(t, Tensor) and t.dtype is dtype and t.shape == of_one and t.is_cpu
+        ):
+            return None
+    if (mean is None) != (var is None) or _is_compiling() or forward_mode():
+        return None
+    # The function in torch.nn.functional only checks once more.
+    z = torch.batch_norm(x, weight, bias, mean, var, True, momentum, eps, False)
+    if act == "linear":
+        return z
+    function = _TORCH[act][not z.requires_grad]
+    return function(z, slope) if act == "leaky_relu" else function(z)
 
 
 def norm_act(
@@ -279,6 +315,10 @@ def norm_act(
             instance norm has one value for each mean; the message names it.
         RuntimeError: a third derivative is asked for.
     """
+    of_channels = (weight, bias, running_mean, running_var)
+    y = _plain(x, of_channels, norm, groups, training, momentum, eps, act, slope)
+    if y is not None:
+        return y
     _check(
         x,
         weight,
@@ -308,9 +348,6 @@ def norm_act(
             act=act,
             slope=slope,
         )
-    if _is_small(x, norm, training):
-        z = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-        return ACTIVATIONS[act].value(z, slope)
     parts = _parts(x, weight, bias, norm, groups, running_mean, running_var, training, eps)
     arguments = (x, *parts, float(eps), act, float(slope))
     needed = needs_grad(x, parts[0], parts[1])

@@ -270,6 +270,23 @@ def test_running_statistics_move_in_compiled_code():
     assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_small_batch_norms_have_every_activation(act):
+    x, w, b, dy = (torch.randn(s) for s in ((5, 7, 3), (7,), (7,), (5, 7, 3)))
+    found = []
+    for backend in ("auto", "reference"):
+        mean, var = torch.zeros(7), torch.ones(7)
+        settings = {"running_mean": mean, "running_var": var, "act": act, "slope": 0.3}
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        with pf.use_backend(backend):
+            y = pf.ops.norm_act(*leaves, **settings)
+            with torch.no_grad():
+                plain = pf.ops.norm_act(x, w, b, **settings)
+        found.append((y, plain, mean, var, *torch.autograd.grad(y, leaves, dy)))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_small_batch_norms_are_torchs_and_the_same_function(layout):
     """Values, both derivatives and running statistics, on either side of the bound."""
