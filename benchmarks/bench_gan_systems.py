@@ -87,8 +87,10 @@ def _down(self: Any, x: Tensor) -> Tensor:
     return functional.avg_pool2d(h + x, 2) if self.halve else h + x
 
 
-def adam(networks: list[nn.Module], config: Any, tuned: bool) -> torch.optim.Optimizer:
+def optimizer(networks: list[nn.Module], config: Any, tuned: bool) -> torch.optim.Optimizer:
     parameters = [p for network in networks for p in network.parameters()]
+    if getattr(config, "optimizer", "adam") == "rmsprop":
+        return torch.optim.RMSprop(parameters, config.learning_rate)
     return torch.optim.Adam(parameters, config.learning_rate, config.betas, fused=tuned)
 
 
@@ -101,7 +103,7 @@ class Eager:
             for network in (*makers, *judges):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.improve_makers, self.improve_judges = (
-            adam(nets, config, tuned) for nets in (makers, judges)
+            optimizer(nets, config, tuned) for nets in (makers, judges)
         )
 
     def judge(self, loss: Tensor) -> None:
