@@ -246,7 +246,8 @@ def test_a_forward_pass_by_the_kernels_and_by_torch(dtype, layout, act, monkeypa
                 y = pf.ops.edge_conv(x, w, bias, **settings_, channels_last=last)
             rounding = 2**-7 if dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(y.double(), exact, rtol=rounding, atol=1e-2)
-            assert y.is_contiguous(memory_format=form)
+            # Without kernels torch's convolution serves, and decides on the layout.
+            assert y.is_contiguous(memory_format=form) or "cpu" not in BACKENDS
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="without kernels there is nothing to choose")
