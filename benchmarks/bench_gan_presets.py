@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import pytest
 import torch
-from bench_gan_systems import Eager, OneModule, optimizer, plain, prepared
-from lightning_fabric import Fabric
+from bench_gan_systems import Eager, driven, measured, optimizer, plain, prepared
 from torch import Tensor
 from torch.nn.functional import softplus
-from torch.utils.flop_counter import FlopCounterMode
 
 from pyfastgan import data
 from pyfastgan.gan import GAN, PRESETS, discriminator_loss, generator_loss, get_objective
-from pyfastgan.ops._registry import Row, ops
 from pyfastgan.ops.mmd import mmd_reference
 
 SIZES = {
@@ -118,33 +114,9 @@ def eager_step(name: str, tuned: bool = False) -> Callable[[], None]:
 
 def our_step(name: str) -> Callable[[], Any]:
     system, batch, first = system_of(name)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    for key, network in system.networks.items():
-        system.networks[key] = fabric.setup_module(network)
-    for key, descent in system.optimizers.items():
-        system.optimizers[key] = fabric.setup_optimizers(descent)
-    steps, turns = count(first), range(getattr(system.config, "discriminator_steps", 1))
-    return lambda: [system.training_step(fabric, batch, next(steps)) for _ in turns]
+    return driven(system, batch, first, getattr(system.config, "discriminator_steps", 1))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_step(measure: Any, benchmark: Any, name: str) -> None:
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = OneModule()  # torch's hooks on modules know no gradient within a step
-    with counter:
-        eager_step(name, tuned=True)()
-    row = Row(
-        f"{name} training step",
-        SIZES[name],
-        lambda: {
-            "ours": our_step(name),
-            "eager": eager_step(name),
-            "eager, tuned": eager_step(name, tuned=True),
-        },
-        bytes=0,
-        flops=counter.get_total_flops(),
-    )
-    served_by = [ops()[op] for op in ("edge_conv", "conv_transpose_act", "bias_act", "mmd")]
-    result = measure(row, served_by, compile_eager=False)
-    benchmark.extra_info |= result["ratios"]
-    benchmark.pedantic(our_step(name), rounds=3)
+    measured(measure, benchmark, name, SIZES[name], our_step, eager_step)

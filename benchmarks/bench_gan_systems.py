@@ -235,18 +235,22 @@ def prepared(name: str) -> tuple[Any, tuple[Tensor, ...], int]:
     return build(), batch, 1
 
 
-def our_step(name: str) -> Callable[[], Any]:
-    system, batch, first = prepared(name)
+def driven(system: Any, batch: tuple[Tensor, ...], first: int, turns: int) -> Callable[[], Any]:
+    """The steps that `pyfastgan train` takes, `turns` of them a call."""
     fabric = Fabric(accelerator="cpu", devices=1)
     for key, network in system.networks.items():
         system.networks[key] = fabric.setup_module(network)
-    for key, optimizer in system.optimizers.items():
-        system.optimizers[key] = fabric.setup_optimizers(optimizer)
+    for key, its_optimizer in system.optimizers.items():
+        system.optimizers[key] = fabric.setup_optimizers(its_optimizer)
+    steps = count(first)
+    return lambda: [system.training_step(fabric, batch, next(steps)) for _ in range(turns)]
+
+
+def our_step(name: str) -> Callable[[], Any]:
+    system, batch, first = prepared(name)
     if name == "cyclegan":  # whose rate falls with its steps
         system.config = replace(system.config, steps=10**9)
-    steps = count(first)
-    turns = range(2 if name == "biggan" else 1)
-    return lambda: [system.training_step(fabric, batch, next(steps)) for _ in turns]
+    return driven(system, batch, first, 2 if name == "biggan" else 1)
 
 
 def eager_step(name: str, tuned: bool = False) -> Callable[[], None]:
@@ -277,25 +281,32 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_step(measure: Any, benchmark: Any, name: str) -> None:
-    assert data.has_splits(PRESETS[name].data)
+def measured(
+    measure: Any,
+    benchmark: Any,
+    name: str,
+    size: str,
+    ours: Callable[..., Any],
+    eager: Callable[..., Any],
+) -> None:
+    """The row of a preset: `ours(name)`, `eager(name)` and `eager(name, tuned=True)`."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = OneModule()  # torch's hooks on modules know no gradient within a step
     with counter:
-        eager_step(name, tuned=True)()
+        eager(name, tuned=True)()
     row = Row(
         f"{name} training step",
-        SIZES[name],
-        lambda: {
-            "ours": our_step(name),
-            "eager": eager_step(name),
-            "eager, tuned": eager_step(name, tuned=True),
-        },
+        size,
+        lambda: {"ours": ours(name), "eager": eager(name), "eager, tuned": eager(name, tuned=True)},
         bytes=0,
         flops=counter.get_total_flops(),
     )
     served_by = [ops()[op] for op in ("edge_conv", "conv_transpose_act", "norm_act", "bias_act")]
-    result = measure(row, served_by, compile_eager=False)
-    benchmark.extra_info |= result["ratios"]
-    benchmark.pedantic(our_step(name), rounds=3)
+    benchmark.extra_info |= measure(row, served_by, compile_eager=False)["ratios"]
+    benchmark.pedantic(ours(name), rounds=3)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_step(measure: Any, benchmark: Any, name: str) -> None:
+    assert data.has_splits(PRESETS[name].data)
+    measured(measure, benchmark, name, SIZES[name], our_step, eager_step)
