@@ -17,6 +17,7 @@ from pyfastgan.flow.model import Flow
 from pyfastgan.flow.pictures import density_picture, interpolation, temperatures
 from pyfastgan.flow.vectors import MAF, DenseNSF, DenseRealNVP
 from pyfastgan.training import save_png
+from pyfastgan.training.adam import Adam
 from pyfastgan.training.ranks import average_gradients
 from pyfastgan.training.report import report
 from pyfastgan.training.rng import derive_seed
@@ -109,7 +110,7 @@ class FlowSystem:
         model.init(first[0], _labels(config, first), seed=config.seed)
         self.networks: dict[str, nn.Module] = {"model": model}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "model": torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
+            "model": Adam(model.parameters(), config.learning_rate)
         }
 
     def prepare(self, step: int) -> None:

@@ -84,7 +84,8 @@ def _step(
     z = mix(x, matrix, offset)
     if serves(z):
         z1, whole = halves(z, z.size(1) // 2)
-        return couple_channels(whole, _call_network(network, z1, condition).to(z.dtype), **settings)
+        out = _lying_as(z, _call_network(network, z1, condition))
+        return couple_channels(whole, out, **settings)
     out = _call_network(network, z.chunk(2, 1)[0], condition)
     return couple(z, _lying_as(z, out), **settings)
 
@@ -238,22 +239,22 @@ def glow_steps(
     of_maps = torch.stack([p.log_abs_det.to(wide) for p in steps]).sum()
     of_maps = of_maps + torch.stack([p.log_scale for p in steps]).to(wide).sum()
     of_maps = of_maps * math.prod(x.shape[2:])
-    tensors: list[Tensor] = []
-    counts = []
-    for p, *affine in zip(steps, *_affine_maps(steps), strict=True):
-        own = [q for q in p.network.parameters() if q.requires_grad]
-        tensors += [*affine, *own]
-        counts.append(len(own))
-    networks = [p.network for p in steps]
-    if recompute and needs_grad(x, condition, *tensors):
-        y, coupled = _GlowSteps.apply(networks, counts, settings, x, condition, *tensors)
-        return y, coupled + of_maps
+    maps = list(zip(*_affine_maps(steps), strict=True))
+    if recompute and torch.is_grad_enabled():
+        tensors: list[Tensor] = []
+        counts = []
+        for p, affine in zip(steps, maps, strict=True):
+            own = [q for q in p.network.parameters() if q.requires_grad]
+            tensors += [*affine, *own]
+            counts.append(len(own))
+        if needs_grad(x, condition, *tensors):
+            networks = [p.network for p in steps]
+            y, coupled = _GlowSteps.apply(networks, counts, settings, x, condition, *tensors)
+            return y, coupled + of_maps
     logs = []
-    place = 0
-    for network, count in zip(networks, counts, strict=True):
-        x, log = _step(x, tensors[place], tensors[place + 1], network, condition, settings)
+    for p, affine in zip(steps, maps, strict=True):
+        x, log = _step(x, *affine, p.network, condition, settings)
         logs.append(log)
-        place += 2 + count
     return x, torch.stack(logs).sum(0) + of_maps
 
 
