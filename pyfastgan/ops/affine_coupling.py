@@ -320,9 +320,15 @@ def _small(
         if size > _SMALL.get(scale, -1) or type_number > 1:
             return None
         if shift_first or inverse:
-            settings = {"scale": scale, "clamp": clamp}
-            order = {"shift_first": shift_first, "inverse": inverse}
-            return affine_coupling_reference(x, raw_scale, shift, **settings, **order)
+            return affine_coupling_reference(
+                x,
+                raw_scale,
+                shift,
+                scale=scale,
+                clamp=clamp,
+                shift_first=shift_first,
+                inverse=inverse,
+            )
         log = raw_scale if scale == "exp" else raw_scale.tanh()
         rows = log if len(shape) == 2 else log.reshape(shape[0], math.prod(shape[1:]))
         # torch is slow to differentiate addcmul.
