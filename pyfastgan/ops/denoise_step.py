@@ -51,8 +51,6 @@ from ._registry import Op, is_plain_call, register
 from .diffuse import check_batch
 from .random import noise_seed
 
-_ROW = torch.Size((len(COEFFICIENTS),))
-
 
 def _like(argument: str, t: object, x: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """A tensor of x's shape, device and dtype; another floating-point dtype is converted."""
@@ -147,7 +145,8 @@ def _few(
         or len(shape) < 2
         or not 0 < size <= _FEW
         or coefficients.dtype is not dtype
-        or coefficients.shape != _ROW
+        or coefficients.dim() != 1
+        or coefficients.numel() != len(COEFFICIENTS)
         or not (coefficients.is_cpu and coefficients.is_contiguous())
     ):
         return None

@@ -149,22 +149,27 @@ def _numbers(t: Any) -> Any:
     return (t.detach() if t.requires_grad else t).numpy()
 
 
-def _places(falling: Any) -> Any:
-    """Where each timestep of a schedule that falls stands in it; False if it does not fall."""
-    if not (falling[1:] < falling[:-1]).all():
-        return False
+def _places(falling: Tensor) -> dict[float, int] | None:
+    """Where each timestep of a schedule that falls stands in it; None if it does not fall."""
+    if not bool((falling[1:] < falling[:-1]).all()):
+        return None
     return {t: place for place, t in enumerate(falling.tolist())}
 
 
 def levels_of(scheduler: Any, timesteps: Tensor) -> Any:
     """The places of timesteps in the schedule, all at once; None where the library has a rule of its own for them."""
     if scheduler.begin_index is None:
-        table, wanted = _numbers(scheduler.timesteps), _numbers(timesteps)
-        if table is not None and wanted is not None and table.dtype == wanted.dtype:
-            places = kept(scheduler, scheduler.timesteps, "places", lambda: _places(table))
+        table = scheduler.timesteps
+        if (
+            timesteps.dtype is table.dtype
+            and table.is_cpu
+            and timesteps.is_cpu
+            and not is_compiling()
+        ):
+            places = kept(scheduler, table, "places", lambda: _places(table))
             try:
-                if places is not False and len(wanted):
-                    return np.array([places[t] for t in wanted.tolist()])
+                if places is not None and len(timesteps):
+                    return np.array([places[t] for t in timesteps.tolist()])
             except KeyError:
                 pass
         same = scheduler.timesteps[None] == timesteps[:, None]
@@ -180,8 +185,8 @@ def noised(
 ) -> Tensor | None:
     """x_t of the schedulers that keep sigmas; None if the library has to serve. `map` gives alpha and sigma of a
     sigma; `kind` names what it depends on."""
-    usual = ready(x, noise) and isinstance(timesteps, Tensor) and timesteps.dim() == 1
-    if not usual or any(t.device.type != "cpu" for t in (x, timesteps, scheduler.sigmas)):
+    usual = isinstance(timesteps, Tensor) and timesteps.dim() == 1 and ready(x, noise)
+    if not usual or not (x.is_cpu and timesteps.is_cpu and scheduler.sigmas.is_cpu):
         return None
     levels = levels_of(scheduler, timesteps)
     if levels is None:
