@@ -10,24 +10,21 @@ from torch import Tensor
 
 def is_channels_last(x: Tensor) -> bool:
     """From the strides: inside `torch.func.vmap` a tensor does not answer for memory formats."""
-    if x.dim() not in (4, 5):
+    dims = x.dim()
+    if dims != 4 and dims != 5:
         return False
+    shape, strides = x.shape, x.stride()  # read once, as each costs as much as the rest
     expected = 1
-    for k in (1, *range(x.dim() - 1, 1, -1), 0):
-        if x.size(k) != 1 and x.stride(k) != expected:
+    for k in (1, 3, 2, 0) if dims == 4 else (1, 4, 3, 2, 0):
+        if shape[k] != 1 and strides[k] != expected:
             return False
-        expected *= x.size(k)
+        expected *= shape[k]
     return True
 
 
 def dense(x: Tensor) -> Tensor:
     """x itself if it is contiguous or channels-last, else a contiguous copy."""
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-
-
-def empty_dense(x: Tensor) -> Tensor:
-    """A new tensor that lies as `dense(x)` would."""
-    return torch.empty_like(x) if x.is_contiguous() or is_channels_last(x) else x.new_empty(x.shape)
 
 
 def dense_like(x: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.compiler import is_compiling as _is_compiling
 
 from . import _backends
 from ._backends import choice as _choice
-from ._common import TYPE_NUMBER, output
+from ._common import FEW, TYPE_NUMBER, fresh
 from ._registry import Kernel, is_plain_call
 
 _MASK = 0xFFFFFFFF
@@ -121,9 +121,9 @@ def _launch_arguments(
 
 
 def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    out = seed.new_empty(shape)
+    out = fresh(seed, shape)
     seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-    _backends.native("_cpu").random_words(output(out), *arguments, torch.get_num_threads())
+    _backends.native("_cpu").random_words(out.data_ptr(), *arguments, torch.get_num_threads())
     return out
 
 
@@ -131,10 +131,10 @@ def _numbers_cpu(name: str) -> Any:
     def run(
         seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
     ) -> Tensor:
-        out = seed.new_empty(shape, dtype=dtype)
+        out = fresh(seed, shape, dtype)
         seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
         kernel = getattr(_backends.native("_cpu"), name)
-        kernel(output(out), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
+        kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
         return out
 
     return run
@@ -164,7 +164,6 @@ def _numbers_cuda(name: str) -> Any:
     return run
 
 
-_SMALL = 2**16
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CPU = torch.device("cpu")
 # The kernels that few numbers come from without the calls that all others go through, which take longer than they do,
@@ -217,7 +216,7 @@ def few_numbers(
     number = TYPE_NUMBER.get(torch.get_default_dtype() if dtype is None else dtype)
     if (
         number is None
-        or samples * elements > _SMALL
+        or samples * elements > FEW
         or not (0 <= stream < 2**32 and 0 <= sample_offset <= 2**32 - samples)
     ):
         return None

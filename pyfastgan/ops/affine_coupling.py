@@ -32,21 +32,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling as _is_compiling
 
-from .._layout import empty_dense, in_rows
+from .._layout import in_rows, is_channels_last
 from .._names import check_choice
 from . import _backends
 from ._affine_coupling_calls import bad_calls, rows, samples
 from ._backends import choice as _choice
 from ._common import (
+    FEW,
     TYPE_NUMBER,
     accumulation,
+    address,
     apply,
     check_float,
     dense,
     dense_like,
     forward_mode,
+    fresh,
     needs_grad,
-    output,
     under_autocast,
 )
 from ._registry import Kernel, Op, is_plain_call, register
@@ -143,12 +145,16 @@ def _backward_reference(dy: Tensor, dlogdet: Tensor, kept: Tensor, *rest: Any) -
     return dense_like(dx, like), dense_like(draw, like)
 
 
+def _fresh_dense(x: Tensor) -> Tensor:
+    return fresh(x, x.shape, channels_last=is_channels_last(x) and not x.is_contiguous())
+
+
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
+    return _fresh_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
 def _backward_fake(dy: Tensor, dlogdet: Tensor, kept: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_dense(kept), empty_dense(kept)
+    return _fresh_dense(kept), _fresh_dense(kept)
 
 
 def _address_and_stride(x: Tensor) -> tuple[int, int]:
@@ -180,7 +186,7 @@ def _forward_cpu(
         *_address_and_stride(x),
         *_address_and_stride(raw),
         *_address_and_stride(shift),
-        output(y),
+        address(y),
         logdet.data_ptr(),
         *_tail(y, scale, clamp, first, inverse),
     )
@@ -205,8 +211,8 @@ def _backward_cpu(
         dlogdet.data_ptr(),
         *_address_and_stride(kept),
         *_address_and_stride(raw),
-        output(dx),
-        output(draw),
+        address(dx),
+        address(draw),
         *_tail(dx, scale, clamp, first, inverse),
     )
     return dx, draw
@@ -275,9 +281,8 @@ def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float
 
 
 # On a CPU, up to this many elements torch's own few calls are sooner back than one of ours that has to be recorded for
-# a gradient; one that has not is for the kernel, past all that its calls usually go through, up to the other number.
+# a gradient; one that has not is for the kernel, past all that its calls usually go through, up to FEW of them.
 _SMALL = {"exp": 4096, "tanh": 1024}
-_DIRECT = 2**16
 _kernel = _backends.native("_cpu").affine_coupling if _backends.missing("cpu") is None else None
 
 
@@ -304,7 +309,7 @@ def _small(
     type_number = TYPE_NUMBER.get(dtype)
     if (
         type_number is None
-        or size > _DIRECT
+        or size > FEW
         or not shape
         or raw_scale.dtype is not dtype
         or shift.dtype is not dtype

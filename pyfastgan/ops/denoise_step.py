@@ -39,10 +39,12 @@ from torch.compiler import is_compiling as _is_compiling
 from . import _backends
 from ._backends import choice as _choice
 from ._common import (
+    FEW,
     TYPE_NUMBER,
     accumulation,
     check_float,
     forward_mode,
+    fresh_like,
     needs_grad,
 )
 from ._denoise_step_calls import bad_calls, rows, samples
@@ -112,7 +114,7 @@ def _check_bounds(clip: float | None, quantile: float | None, limit: float | Non
 
 
 # Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
-_FEW = 2**18
+_MOST = 2**18
 _kernel = _backends.native("_cpu").denoise_step if _backends.missing("cpu") is None else None
 
 
@@ -143,7 +145,7 @@ def _few(
     if (
         not (dtype is torch.float32 or dtype is torch.float64)
         or len(shape) < 2
-        or not 0 < size <= _FEW
+        or not 0 < size <= _MOST
         or coefficients.dtype is not dtype
         or coefficients.dim() != 1
         or coefficients.numel() != len(COEFFICIENTS)
@@ -180,8 +182,9 @@ def _few(
         clip = math.nan
     elif not (type(clip) is float or type(clip) is int) or not 0 < clip < 1e38:
         return None
-    y = torch.empty_like(x)
-    x0 = torch.empty_like(x) if return_x0 else None
+    new = torch.empty_like if size <= FEW else fresh_like
+    y = new(x)
+    x0 = new(x) if return_x0 else None
     samples = shape[0]
     _kernel(
         places[0],

@@ -27,7 +27,16 @@ from torch.compiler import is_compiling as _is_compiling
 
 from . import _backends
 from ._backends import choice as _choice
-from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad
+from ._common import (
+    FEW,
+    TYPE_NUMBER,
+    accumulation,
+    apply,
+    check_float,
+    forward_mode,
+    fresh_like,
+    needs_grad,
+)
 from ._diffuse_calls import bad_calls, rows, samples
 from ._diffuse_kernels import _backward, _forward, _noised, column, normals_like
 from ._registry import Op, is_plain_call, register
@@ -113,7 +122,7 @@ def check_batch(argument: str, x: object) -> None:
 
 
 # Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
-_FEW = 2**18
+_MOST = 2**18
 _kernel = _backends.native("_cpu").diffuse if _backends.missing("cpu") is None else None
 
 
@@ -133,7 +142,7 @@ def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
     if (
         not (dtype is torch.float32 or dtype is torch.float64)
         or len(shape) < 2
-        or not 0 < size <= _FEW
+        or not 0 < size <= _MOST
         or noise.dtype is not dtype
         or alpha.dtype is not dtype
         or sigma.dtype is not dtype
@@ -146,7 +155,7 @@ def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
         or needs_grad(x0, alpha, sigma, noise)
     ):
         return None
-    x_t = torch.empty_like(x0)
+    x_t = torch.empty_like(x0) if size <= FEW else fresh_like(x0)
     _kernel(
         x0.data_ptr(),
         alpha.data_ptr(),

@@ -156,11 +156,14 @@ def _check_act(x: Tensor, features: int, bias: Tensor | None, act: str, slope: f
 
 def _under_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """As torch's convolutions: in the low precision, unless it is float64."""
-    if isinstance(x, Tensor) and isinstance(weight, Tensor):
-        kind = x.device.type
-        if under_autocast(x.device) and torch.float64 not in (x.dtype, weight.dtype):
-            dtype = torch.get_autocast_dtype(kind)
-            return x.to(dtype), weight.to(dtype)
+    if (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and under_autocast(x.device)
+        and torch.float64 not in (x.dtype, weight.dtype)
+    ):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), weight.to(dtype)
     return x, weight
 
 
