@@ -186,7 +186,8 @@ _MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: F
 
 # What torch's convolution needs to be worth its preparations: products at a place, and products in all; a contiguous
 # result it writes twice.
-_WORTH_PLACE, _WORTH_LAST, _WORTH = 32, 1 << 23, 1 << 25
+_WORTH_PLACE, _WORTH = 32, 1 << 25
+_WORTH_PLACE_LAST, _WORTH_LAST = 24, 1 << 23
 
 
 def _torch_is_faster(
@@ -198,7 +199,8 @@ def _torch_is_faster(
     samples, channels, height, width = image.shape
     features, _, kh, kw = weight.shape
     place = channels * kh * kw
-    if _backends.choice.name != "auto" or place < _WORTH_PLACE:
+    least = _WORTH_PLACE_LAST if channels_last else _WORTH_PLACE
+    if _backends.choice.name != "auto" or place < least:
         return False
     products = samples * features * place
     products *= size_of(height, kh, stride, padding) * size_of(width, kw, stride, padding)

@@ -18,8 +18,8 @@ The log-determinant is accumulated in float32 or better (float64 for float64) an
 (float64). Under autocast raw_scale and shift are cast to x's dtype, so that a half-precision network
 does not round the flow's own variables; otherwise the three must agree.
 
-On a CPU small tensors of float32 and float64 (up to 4096 elements for exp, 1024 for tanh) are left to torch's own
-operations unless a backend is asked for by name.
+On a CPU small tensors of float32 and float64 (up to 4096 elements for exp, 1024 for tanh) that are recorded for a
+gradient are left to torch's own operations unless a backend is asked for by name.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def _few(
         return None
     history1, history2, history3 = histories
     recorded = coefficients.requires_grad
-    places = []
+    places: list[int | None] = []
     for t in (x, prediction, noise, unconditional, history1, history2, history3):
         if t is None:
             places.append(None)
