@@ -177,12 +177,16 @@ def test_few_numbers_are_the_same_by_the_short_way(name):
 
 
 def test_threads_do_not_share_a_seed():
-    def draw(seed):
-        return [torch.equal(pf.ops.random_normal((8,), seed), wanted[seed]) for _ in range(300)]
+    """Drawing one lets other threads go on before it is used."""
 
-    wanted = [pf.ops.random_normal([8], seed) for seed in range(4)]
+    def draw(thread, form):
+        g = torch.Generator().manual_seed(thread)
+        return torch.stack([pf.ops.random_normal(form((8,)), generator=g) for _ in range(300)])
+
     with ThreadPoolExecutor(4) as pool:
-        assert all(map(all, pool.map(draw, range(4))))
+        drawn = pool.map(lambda thread: draw(thread, tuple), range(4))
+        for thread, numbers in enumerate(drawn):
+            assert torch.equal(numbers, draw(thread, list))
 
 
 def test_default_dtype_and_device():
