@@ -47,7 +47,7 @@ from ._bias_act_calls import bad_calls, rows, samples
 from ._bias_act_formulas import ACTIVATIONS, bias_act_reference
 from ._bias_act_kernels import _backward, _backward_backward, _forward
 from ._common import (
-    FEW,
+    _KEPT,
     TYPE_NUMBER,
     apply,
     check_float,
@@ -152,7 +152,7 @@ def _small(x: Tensor, bias: Tensor | None, act: str, slope: float) -> Tensor | N
         and is_plain_call(x, bias)
         and x.is_contiguous()
     ):
-        y = torch.empty_like(x) if size <= FEW else fresh_like(x)
+        y = torch.empty_like(x) if size * dtype.itemsize < _KEPT else fresh_like(x)
         outer, channels, inner = 1, 1, size
         place = None
         if bias is not None:
