@@ -59,6 +59,7 @@ from ._edge_gradients import (
 from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
+from ._wide_conv import convolve
 from .bias_act import ACTIVATIONS, bias_act, bias_act_reference
 
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
@@ -213,7 +214,7 @@ def edge_conv(
             if served == "matrix":
                 y = _to_points(x, weight)
             else:
-                y = F.conv2d(x, weight, None, stride, padding)
+                y = convolve(x, weight, stride, padding)
             return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
         if channels_last is None:
             channels_last = _is_last(x) or _is_last(weight)
@@ -274,8 +275,7 @@ def edge_conv_transpose(
     served = plan(weight, stride, features_size=extent, padding=padding + output_padding)
     with forgetting(x, weight):
         if forward_mode() or served == "torch":
-            settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
-            return edge_conv_transpose_reference(x, weight, **settings)
+            return convolve(x, weight, stride, padding, True, output_padding)
         if served == "matrix":
             return _of_points(x, weight)
         return _call(_Transpose, transpose, x, weight, stride, padding, height, width)
