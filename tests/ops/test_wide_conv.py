@@ -90,7 +90,8 @@ def test_gradients_of_both_convolutions(transposed, weight_last):
     want = results(double, x.double(), weight.double(), dy.double())
     for a, b in zip(ours, want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
-    assert ours[2].stride() == weight.stride()
+    if SERVED:
+        assert ours[2].stride() == weight.stride()
 
 
 def test_the_kernel_serves_blocks(monkeypatch):
