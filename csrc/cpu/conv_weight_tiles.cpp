@@ -29,6 +29,7 @@ constexpr int kWide = 2;  // vectors of channels of a tile of registers
 constexpr int kRows = kLanes >= 16 ? 8 : 4;  // features of one
 constexpr int64_t kPanel = kWide * kStep;
 constexpr int64_t kBlock = 128;  // tiles of a block: its panels of one product stay in the nearest cache
+constexpr int64_t kPitch = kBlock + 1;  // so that the products of a tile do not fall into one set of a cache
 constexpr int64_t kGroup = 16;  // tiles that are transformed together
 constexpr int kPhases = 4, kProducts = 9;
 
@@ -60,54 +61,49 @@ V* kept(int64_t vectors) {
 }
 
 // What three numbers along an axis, or two, are multiplied as.
-PF_FN void of_pixels(V d0, V d1, V d2, V* to, int step) {
+PF_FN void of_pixels(V d0, V d1, V d2, V* to, int64_t step) {
     to[0] = d0 - d1;
     to[step] = d1;
     to[2 * step] = d1 - d2;
 }
 
 // One vector of channels of a phase at a tile: nine pixels, nine factors, `apart` vectors from each other.
-PF_FN void pixels(const float* const* rows, const int64_t* columns, int64_t c, V* to, int64_t apart) {
-    V along[9], all[9];
+PF_FN void pixels(const float* const* pixel, int64_t c, V* to, int64_t apart) {
+    V along[9];
 #pragma GCC unroll 3
-    for (int y = 0; y < 3; ++y) {
-        V d[3];
+    for (int y = 0; y < 3; ++y)
+        of_pixels(load<V>(pixel[3 * y] + c), load<V>(pixel[3 * y + 1] + c), load<V>(pixel[3 * y + 2] + c),
+                  along + 3 * y, 1);
 #pragma GCC unroll 3
-        for (int x = 0; x < 3; ++x) d[x] = rows[y] && columns[x] >= 0 ? load<V>(rows[y] + columns[x] + c) : V{};
-        of_pixels(d[0], d[1], d[2], along + 3 * y, 1);
-    }
-#pragma GCC unroll 3
-    for (int x = 0; x < 3; ++x) of_pixels(along[x], along[3 + x], along[6 + x], all + x, 3);
-#pragma GCC unroll 9
-    for (int q = 0; q < kProducts; ++q) to[q * apart] = all[q];
+    for (int x = 0; x < 3; ++x) of_pixels(along[x], along[3 + x], along[6 + x], to + x * apart, 3 * apart);
 }
 
 // [phase][panel][product][tile][kWide]
-void lay_out_pixels(const Sizes& s, const float* image, int64_t first, int64_t from, int64_t to, V* laid) {
-    const int64_t apart = kBlock * kWide;
+void lay_out_pixels(const Sizes& s, const float* image, int64_t first, const float* zeros, int64_t from, int64_t to,
+                    V* laid) {
+    const int64_t apart = kPitch * kWide;
     for (int64_t t = from; t < to; ++t) {
         const int64_t x = (first + t) % s.across(), y = (first + t) / s.across() % (s.oh / 2),
                       n = (first + t) / (s.across() * (s.oh / 2));
         for (int phase = 0; phase < kPhases; ++phase) {
-            const float* rows[3];
-            int64_t columns[3];
-            for (int64_t k = 0; k < 3; ++k) {
+            const float* pixel[9];
+            for (int64_t k = 0; k < 9; ++k) {
                 // An even phase's pixels begin at the tile's corner, an odd one's before it.
-                const int64_t r = 4 * y + 2 * k - phase / 2, q = 4 * x + 2 * k - phase % 2;
-                rows[k] = r >= 0 && r < s.h ? image + (n * s.h + r) * s.w * s.c : nullptr;
-                columns[k] = q >= 0 && q < s.w ? q * s.c : -1;
+                const int64_t r = 4 * y + k / 3 * 2 - phase / 2, q = 4 * x + k % 3 * 2 - phase % 2;
+                const bool inside = r >= 0 && r < s.h && q >= 0 && q < s.w;
+                pixel[k] = inside ? image + ((n * s.h + r) * s.w + q) * s.c : zeros;
             }
             for (int64_t panel = 0; panel < s.panels(); ++panel)
                 for (int64_t v = 0; v < kWide; ++v)
-                    pixels(rows, columns, panel * kPanel + v * kStep,
-                           laid + ((phase * s.panels() + panel) * kProducts * kBlock + t) * kWide + v, apart);
+                    pixels(pixel, panel * kPanel + v * kStep,
+                           laid + ((phase * s.panels() + panel) * kProducts * kPitch + t) * kWide + v, apart);
         }
     }
 }
 
 // [product][strip][tile]
 void lay_out_features(const Sizes& s, const float* feature, int64_t first, int64_t from, int64_t to, V* laid) {
-    const int64_t apart = s.strips() * kBlock;
+    const int64_t apart = s.strips() * kPitch;
     for (int64_t t = from; t < to; ++t) {
         const int64_t x = (first + t) % s.across(), row = (first + t) / s.across();  // of tiles, of all samples
         const float* const at = feature + (2 * row * s.ow + 2 * x) * s.k;
@@ -116,15 +112,14 @@ void lay_out_features(const Sizes& s, const float* feature, int64_t first, int64
             const float* const p = at + strip * kStep;
             const V a = load<V>(p), b = load<V>(p + s.k), c = load<V>(p + below), d = load<V>(p + below + s.k);
             const V all[9] = {a, a + b, b, a + c, (a + b) + (c + d), b + d, c, c + d, d};
-            for (int q = 0; q < kProducts; ++q) laid[q * apart + strip * kBlock + t] = all[q];
+            for (int q = 0; q < kProducts; ++q) laid[q * apart + strip * kPitch + t] = all[q];
         }
     }
 }
 
 // sums[r] = the sum over tiles of feature r times the panel's channels, beside what earlier blocks found.
-PF_FN void multiply(const V* features, const V* panel, int64_t tiles, bool first, V* sums) {
+PF_FN void multiply(const float* f, const V* panel, int64_t tiles, bool first, V* sums) {
     V total[kRows][kWide];
-    const float* f = reinterpret_cast<const float*>(features);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
@@ -191,24 +186,26 @@ void finish(const Sizes& s, int64_t k, const V* sums, float* gradient, bool last
 void weight_gradient(const Sizes& s, const float* image, const float* feature, float* gradient, bool last,
                      int threads) {
     const int64_t of_sums = kPhases * kProducts * s.k * s.c / kStep;
-    const int64_t of_pixels = kPhases * kProducts * kBlock * s.c / kStep, of_features = kProducts * kBlock * s.strips();
-    V* const sums = kept(of_sums + of_pixels + of_features);
+    const int64_t of_pixels = kPhases * kProducts * kPitch * s.c / kStep, of_features = kProducts * kPitch * s.strips();
+    V* const sums = kept(of_sums + of_pixels + of_features + s.c / kStep);
     V *const laid = sums + of_sums, *const features = laid + of_pixels;
+    float* const zeros = reinterpret_cast<float*>(features + of_features);  // around the image
+    memset(zeros, 0, s.c * sizeof(float));
     const int64_t items = kPhases * s.panels();
     for (int64_t first = 0; first < s.tiles(); first += kBlock) {
         const int64_t some = s.tiles() - first < kBlock ? s.tiles() - first : kBlock;
         parallel_for((some + kGroup - 1) / kGroup, threads, false, [&](int64_t group) {
             const int64_t from = group * kGroup, to = from + kGroup < some ? from + kGroup : some;
-            lay_out_pixels(s, image, first, from, to, laid);
+            lay_out_pixels(s, image, first, zeros, from, to, laid);
             lay_out_features(s, feature, first, from, to, features);
         });
         parallel_for(items, threads, false, [&](int64_t item) {
             V* const own = sums + item * kProducts * s.k * kWide;
             for (int64_t q = 0; q < kProducts; ++q)
                 for (int64_t k = 0; k < s.k; k += kRows) {
-                    const V* const at = features + (q * s.strips() + k / kStep) * kBlock;
-                    multiply(reinterpret_cast<const V*>(reinterpret_cast<const float*>(at) + k % kStep),
-                             laid + (item * kProducts + q) * kBlock * kWide, some, first == 0,
+                    const V* const strip = features + (q * s.strips() + k / kStep) * kPitch;
+                    multiply(reinterpret_cast<const float*>(strip) + k % kStep,
+                             laid + (item * kProducts + q) * kPitch * kWide, some, first == 0,
                              own + (q * s.k + k) * kWide);
                 }
         });

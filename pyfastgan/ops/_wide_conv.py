@@ -10,6 +10,7 @@ gradients are not finite, though torch may give an infinity where ours is NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from . import _backends
 from ._common import address, apply, forward_mode, is_channels_last, needs_grad, output
-from ._registry import Kernel
+from ._registry import Kernel, Row
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -154,3 +155,37 @@ def convolve(
             x, weight, None, stride, padding, output_padding
         )
     return torch.nn.functional.conv2d(x, weight, None, stride, padding)
+
+
+def rows() -> Sequence[Row]:
+    """Weight gradients alone, beside torch's."""
+
+    def make(
+        batch: int, channels: int, features: int, size: int
+    ) -> Callable[[], dict[str, Callable[[], Any]]]:
+        def contestants() -> dict[str, Callable[[], Any]]:
+            form = torch.channels_last
+            image = torch.randn(batch, channels, size, size).contiguous(memory_format=form)
+            dy = torch.randn(batch, features, size // 2, size // 2).contiguous(memory_format=form)
+            return {
+                "ours": lambda: weight_gradient(image, dy, False),
+                "eager": lambda: _reference(image, dy, False),
+            }
+
+        return contestants
+
+    found = []
+    for batch, channels, features, size in ((64, 64, 128, 32), (32, 128, 256, 8)):
+        places = batch * size * size // 4
+        plain = 2 * places * channels * features * 16
+        moved = 4 * (batch * size * size * channels + places * features + channels * features * 16)
+        found.append(
+            Row(
+                f"wide convolution {channels}->{features} weight gradient",
+                f"{batch} images of {size} px, k4 s2 p1, channels last",
+                make(batch, channels, features, size),
+                bytes=moved,
+                flops=plain * 9 / 16,
+            )
+        )
+    return found
