@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import address, apply, forward_mode, is_channels_last, needs_grad, output
+from ._common import address, apply, forward_mode, fresh, is_channels_last, needs_grad
 from ._registry import Kernel, Row
 
 _convolution = torch.ops.aten.convolution.default
@@ -42,9 +42,8 @@ def _reference(image: Tensor, feature: Tensor, channels_last: bool) -> Tensor:
 
 
 def _fake(image: Tensor, feature: Tensor, channels_last: bool) -> Tensor:
-    form = torch.channels_last if channels_last else torch.contiguous_format
     shape = (feature.size(1), image.size(1), 4, 4)
-    return torch.empty(shape, dtype=image.dtype, device=image.device, memory_format=form)
+    return fresh(image, shape, channels_last=channels_last)
 
 
 def _cpu(image: Tensor, feature: Tensor, channels_last: bool) -> Tensor:
@@ -54,7 +53,7 @@ def _cpu(image: Tensor, feature: Tensor, channels_last: bool) -> Tensor:
     if len(image) == 0:
         return gradient.zero_()
     _backends.native("_cpu").conv_weight_tiles(
-        *(address(image), address(feature), output(gradient), channels_last),
+        *(address(image), address(feature), address(gradient), channels_last),
         *(*image.shape[:2], *feature.shape[1:], torch.get_num_threads()),
     )
     return gradient
