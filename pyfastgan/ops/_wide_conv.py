@@ -6,8 +6,8 @@ images, ours takes 9/16 of the products (csrc/cpu/conv_weight_tiles.cpp). On two
 images, 64 -> 128 channels, 32 -> 16 pixels, 13 ms where torch takes 17; 128 -> 256, 16 -> 8 pixels, 9 where torch takes
 17; 32 images, 128 -> 256, 8 -> 4 pixels, 1.5 where torch takes 2.9; 16 images, 32 -> 64 channels, 0.12 where torch
 takes 0.25. Its error against float64 is in the mean 1.1 times torch's where sums are of thousands of products, and
-twice torch's where they are of a few dozen. Where a number is not finite, the same gradients are not finite, though torch may
-give an infinity where ours is NaN.
+twice torch's where they are of a few dozen. Where a number is not finite, the same gradients are not finite,
+though torch may give an infinity where ours is NaN.
 """
 
 from __future__ import annotations
