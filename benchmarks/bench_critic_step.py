@@ -194,6 +194,10 @@ OURS = {
     torch.ops.pyfastgan.edge_conv_weight: lambda x, dy, *_, out_shape, **__: _of_features(
         dy, out_shape[0]
     ),
+    # As many as the convolution has; the kernel takes 9/16 of them.
+    torch.ops.pyfastgan.conv_weight_tiles: lambda x, dy, *_, out_shape, **__: _of_features(
+        dy, out_shape
+    ),
 }
 
 

@@ -19,6 +19,8 @@ from pyfastgan.gan.linearised import (
 from pyfastgan.ops._edge_kernels import conv as _edge_conv
 from pyfastgan.ops._edge_kernels import transpose as _edge_transpose
 from pyfastgan.ops._edge_kernels import weight_gradient as _edge_weight
+from pyfastgan.ops._wide_conv import serves as _wide_serves
+from pyfastgan.ops._wide_conv import weight_gradient as _wide_weight
 from pyfastgan.ops.edge_conv import plan as _served_by
 
 aten = torch.ops.aten
@@ -147,6 +149,10 @@ class Affine(Layer):
         if edge is not None:
             image, features = (dy, h) if self.transposed else (h, dy)
             return _edge_weight(image, features, *edge, *weight.shape[2:])[0]
+        if weight.dim() == 4:
+            image, features = (dy, h) if self.transposed else (h, dy)
+            if _wide_serves(weight, image.shape[2:], self.conv):
+                return _wide_weight(image, features, not weight.is_contiguous())
         mask = (False, True, False)
         return aten.convolution_backward.default(dy, h, weight, None, *self.conv, mask)[1]
 

@@ -11,7 +11,8 @@ where torch's convolution reaches a fifth of the machine's matrix rate: a critic
 generator's last one, forward, in the gradient of the data (each is the other's) and in that of the
 weight. "matrix" is a matrix product, for transposed convolutions of 1 x 1 inputs, by a kernel of our own in float32 and
 float64, and for convolutions whose kernel is as large as the image, with 1 x 1 results, by torch. "torch" is
-torch's convolution, for everything else: in the middle of a network it runs at that rate already.
+torch's convolution, for everything else: in the middle of a network it runs at that rate already, but for the gradient
+of the weight, for which `_wide_conv.py` has a kernel where there are 32 channels and more on the image's side.
 
 For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
 rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 1.9 ms
@@ -59,6 +60,8 @@ from ._edge_gradients import (
 from ._edge_kernels import KERNELS, conv, size_of, transpose
 from ._recompute import forgetting
 from ._registry import FLOATS, Op, register
+from ._wide_conv import convolve
+from ._wide_conv import rows as wide_rows
 from .bias_act import ACTIVATIONS, bias_act, bias_act_reference
 
 # The numbers of outputs at a place of the image, channels * stride^2, that the kernels are compiled for.
@@ -216,7 +219,7 @@ def edge_conv(
             if served == "matrix":
                 y = _to_points(x, weight)
             else:
-                y = F.conv2d(x, weight, None, stride, padding)
+                y = convolve(x, weight, stride, padding)
             return y if bias is None and act == "linear" else bias_act(y, bias, act, slope=slope)
         if channels_last is None:
             channels_last = _is_last(x) or _is_last(weight)
@@ -277,8 +280,7 @@ def edge_conv_transpose(
     served = plan(weight, stride, features_size=extent, padding=padding + output_padding)
     with forgetting(x, weight):
         if forward_mode() or served == "torch":
-            settings = {"stride": stride, "padding": padding, "output_padding": output_padding}
-            return edge_conv_transpose_reference(x, weight, **settings)
+            return convolve(x, weight, stride, padding, True, output_padding)
         if served == "matrix":
             return _of_points(x, weight)
         return _call(_Transpose, transpose, x, weight, stride, padding, height, width)
@@ -318,7 +320,11 @@ register(
         bad_calls=bad_calls(transposed=False),
         orders=2,
         epsilon=_EPSILON,
-        rows=lambda: [*rows(edge_conv, False), *rows(edge_conv, False, channels_last=True)],
+        rows=lambda: [
+            *rows(edge_conv, False),
+            *rows(edge_conv, False, channels_last=True),
+            *wide_rows(),
+        ],
     )
 )
 register(
