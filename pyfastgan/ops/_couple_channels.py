@@ -20,9 +20,9 @@ from torch import Tensor
 from .._layout import in_rows
 from .._names import check_choice
 from . import _backends
+from ._affine_coupling_kernels import SCALES, _address_and_stride, _log_scale
 from ._common import TYPE_NUMBER, address, apply, forward_mode, fresh, needs_grad
 from ._registry import Kernel
-from .affine_coupling import SCALES, _address_and_stride, _log_scale
 
 
 class Behind(NamedTuple):

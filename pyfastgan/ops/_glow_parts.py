@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._affine_coupling_kernels import _backward as coupling_backward
 from ._common import accumulation, fresh, needs_grad
 from ._registry import Kernel
-from .affine_coupling import _backward as coupling_backward
 from .affine_coupling import affine_coupling
 
 # Of a pixel, which a kernel has in registers as the columns of a product; and what a block of pixels is not wasted on.
