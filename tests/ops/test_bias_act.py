@@ -114,6 +114,19 @@ def test_functions_are_known_to_their_last_digits(act):
     assert error.max() < 2e-7, f"at x = {grid[error.argmax()].item()}"
 
 
+def test_no_bound_binds_a_nan():
+    """Every backend's derivative passes there, as the definition's: the bias' gradient counts that element."""
+    x = torch.tensor([[math.nan, 0.3], [9.0, -0.1]])
+    found = []
+    for backend in ("reference", *BACKENDS, None):
+        bias = torch.zeros(2, requires_grad=True)
+        with pf.use_backend(backend or "reference"):
+            function = pf.ops.bias_act if backend else bias_act_reference
+            y = function(x, bias, "linear", gain=-1.5, clamp=0.8)
+            found.append(torch.autograd.grad(y.sum(), bias)[0].tolist())
+    assert all(g == [-1.5, -3.0] for g in found), found
+
+
 def kept(act, **kwargs):
     """What the forward pass saves: the names of known tensors, and the bytes of anything else."""
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
