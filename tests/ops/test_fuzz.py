@@ -138,9 +138,11 @@ def floating(value):
 
 
 def largest(call):
-    """Of the numbers in tensors; not finite if one is not."""
-    tensors = [t for t in (*call[0], *call[1].values()) if floating(t)]
+    """Of the numbers in tensors, not finite if one is not, and of finite settings."""
+    values = (*call[0], *call[1].values())
+    tensors = [t for t in values if floating(t)]
     sizes = [t.abs().max().item() for t in tensors if t.device.type != "meta" and t.numel()]
+    sizes += [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
     return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=0.0)
 
 
