@@ -25,11 +25,6 @@ def dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
-def empty_dense(x: Tensor) -> Tensor:
-    """A new tensor that lies as `dense(x)` would."""
-    return torch.empty_like(x) if x.is_contiguous() or is_channels_last(x) else x.new_empty(x.shape)
-
-
 def dense_like(x: Tensor, like: Tensor) -> Tensor:
     """x itself if it lies in memory as `like` does, else a copy that does."""
     return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)

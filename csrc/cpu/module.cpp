@@ -5,7 +5,7 @@
 #include <cpuid.h>
 #endif
 
-#include "../module.h"
+#include "outputs.h"
 
 namespace {
 
@@ -64,4 +64,5 @@ PYBIND11_MODULE(_cpu, m) {
     m.attr("openmp") = false;
 #endif
     pyfastgan::bind_exports(m, isa.c_str());
+    pyfastgan::bind_outputs(m);
 }

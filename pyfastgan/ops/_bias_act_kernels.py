@@ -17,13 +17,21 @@ from ._bias_act_formulas import (
     _forward_reference,
     _mask_size,
 )
-from ._common import TYPE_NUMBER, address, dense, dense_like, outer_channels_inner, output
+from ._common import (
+    TYPE_NUMBER,
+    address,
+    dense,
+    dense_like,
+    fresh,
+    fresh_like,
+    outer_channels_inner,
+)
 from ._registry import Kernel
 
 
 def _forward_fake(x: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(dense(x))
-    return y, x.new_empty(_mask_size(y.numel()) if settings[-1] else 0, dtype=torch.uint8)
+    y = fresh_like(dense(x))
+    return y, fresh(x, (_mask_size(y.numel()) if settings[-1] else 0,), torch.uint8)
 
 
 def _sums_fake(like: Tensor, want_bias: bool) -> Tensor:
@@ -34,7 +42,7 @@ def _backward_fake(
     dy: Tensor, shift: Tensor | None, at: Tensor, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     *_, channels_last, want_bias = settings
-    dx = torch.empty_like(_cotangent(dy, dense(at), channels_last))
+    dx = fresh_like(_cotangent(dy, dense(at), channels_last))
     return dx, _sums_fake(dx, want_bias)
 
 
@@ -42,7 +50,7 @@ def _backward_backward_fake(
     ddx: Tensor, shift: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
-    return torch.empty_like(x), torch.empty_like(x), _sums_fake(x, settings[-1])
+    return fresh_like(x), fresh_like(x), _sums_fake(x, settings[-1])
 
 
 def _launch_arguments(
@@ -71,13 +79,13 @@ def _forward_cpu(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor]:
     x, bias = dense(x), None if bias is None else bias.contiguous()
-    y = torch.empty_like(x)
-    mask = x.new_empty(_mask_size(x.numel()) if want_mask else 0, dtype=torch.uint8)
+    y = fresh_like(x)
+    mask = fresh(x, (_mask_size(x.numel()) if want_mask else 0,), torch.uint8)
     _backends.native("_cpu").bias_act(
         x.data_ptr(),
         address(bias),
-        output(y),
-        output(mask if want_mask else None),
+        address(y),
+        address(mask if want_mask else None),
         *_launch_arguments(x, bias is not None, act, slope, gain, clamp),
     )
     return y, mask
@@ -98,7 +106,7 @@ def _backward_cpu(
     at = dense(at)
     dy = _cotangent(dy, at, channels_last)
     shift, bias = (None if t is None else t.contiguous() for t in (shift, bias))
-    dx, dbias = torch.empty_like(dy), _sums_fake(dy, want_bias)
+    dx, dbias = fresh_like(dy), _sums_fake(dy, want_bias)
     channelwise = want_bias or bias is not None or shift is not None
     masked = at.dtype == torch.uint8
     _backends.native("_cpu").bias_act_backward(
@@ -107,7 +115,7 @@ def _backward_cpu(
         None if masked else at.data_ptr(),
         at.data_ptr() if masked else None,
         address(bias),
-        output(dx),
+        address(dx),
         dbias.data_ptr() if want_bias else None,
         *_launch_arguments(dy, channelwise, act, slope, gain, clamp),
     )
@@ -129,7 +137,7 @@ def _backward_backward_cpu(
     x = dense(x)
     ddx, dy = dense_like(ddx, x), dense_like(dy, x)
     shift, bias = (None if t is None else t.contiguous() for t in (shift, bias))
-    grad_dy, grad_x, grad_bias = torch.empty_like(x), torch.empty_like(x), _sums_fake(x, want_bias)
+    grad_dy, grad_x, grad_bias = fresh_like(x), fresh_like(x), _sums_fake(x, want_bias)
     channelwise = want_bias or bias is not None or shift is not None
     _backends.native("_cpu").bias_act_backward_backward(
         ddx.data_ptr(),
@@ -137,8 +145,8 @@ def _backward_backward_cpu(
         dy.data_ptr(),
         x.data_ptr(),
         address(bias),
-        output(grad_dy),
-        output(grad_x),
+        address(grad_dy),
+        address(grad_x),
         grad_bias.data_ptr() if want_bias else None,
         *_launch_arguments(x, channelwise, act, slope, gain, clamp),
     )

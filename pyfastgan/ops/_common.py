@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.dlpack import from_dlpack
 
 from .._layout import dense, dense_like, is_channels_last, outer_channels_inner
 from . import _backends
@@ -21,10 +25,11 @@ __all__ = [
     "dense",
     "dense_like",
     "forward_mode",
+    "fresh",
+    "fresh_like",
     "is_channels_last",
     "needs_grad",
     "outer_channels_inner",
-    "output",
 ]
 
 # The numbers that csrc/cpu/types.h and csrc/cuda give the element types.
@@ -72,18 +77,59 @@ def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-_LARGE = 2 << 20
+# Smaller memory comes from a heap that stays.
+_KEPT = 128 << 10
+
+# DLPack's code times 256, and the bits.
+_DLPACK = {
+    torch.float32: 0x220,
+    torch.float64: 0x240,
+    torch.bfloat16: 0x410,
+    torch.float16: 0x210,
+    torch.int64: 0x40,
+    torch.uint8: 0x108,
+}
 
 
-def output(x: Tensor | None) -> int | None:
-    """The pointer to new memory that a kernel writes all of. The system gives that to a CPU far sooner
-    in huge pages (csrc/cpu/fresh.cpp)."""
-    if x is None:
-        return None
-    place = x.data_ptr()
-    if x.nbytes >= _LARGE and x.device.type == "cpu":
-        _backends.native("_cpu").large_output(place, x.nbytes)
-    return place
+@functools.cache
+def _output_memory() -> Callable[[tuple[int, ...], tuple[int, ...], int], object] | None:
+    return None if _backends.missing("cpu") else _backends.native("_cpu").output
+
+
+def fresh(
+    like: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype | None = None,
+    *,
+    channels_last: bool = False,
+) -> Tensor:
+    """A new tensor on `like`'s device, of its dtype if none is given, that a kernel writes all of.
+
+    Large ones lie on the CPU in memory that is kept from call to call (csrc/cpu/outputs.h). Fake
+    tensors and the like make their own.
+    """
+    dtype = dtype or like.dtype
+    large = math.prod(shape) * dtype.itemsize >= _KEPT and type(like) is Tensor and like.is_cpu
+    if large and (memory := _output_memory()):
+        strides = _channels_last_strides(*shape) if channels_last else ()
+        return from_dlpack(memory(tuple(shape), strides, _DLPACK[dtype]))
+    if channels_last:
+        form = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=form)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _channels_last_strides(samples: int, channels: int, *space: int) -> tuple[int, ...]:
+    strides, run = [], channels
+    for size in reversed(space):
+        strides.append(run)
+        run *= size
+    return (run, 1, *reversed(strides))
+
+
+def fresh_like(x: Tensor) -> Tensor:
+    """`fresh`, lying in memory as the contiguous or channels-last x does."""
+    return fresh(x, x.shape, channels_last=not x.is_contiguous())
 
 
 def under_autocast(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from . import _backends
-from ._common import accumulation, apply, dense, forward_mode, needs_grad
+from ._common import accumulation, apply, dense, forward_mode, fresh, fresh_like, needs_grad
 from ._norm_act_formulas import _parts, _update
 from ._norm_act_kernels import _backward as norm_backward
 from ._registry import Kernel
@@ -62,10 +62,9 @@ def _fused_fake(
     want_moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
-    last = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     channels = weight.size(1)
     shape = (x.size(0), channels, *_sizes(x, weight, stride, padding, output_padding))
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+    y = fresh(x, shape, channels_last=not x.is_contiguous())
     moments = (
         x.new_empty(channels if want_moments else 0, dtype=accumulation(x.dtype)) for _ in "mv"
     )
@@ -87,7 +86,7 @@ def _given_reference(
 
 
 def _given_fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(dense(x))
+    return fresh_like(dense(x))
 
 
 _fused = Kernel(

@@ -20,7 +20,7 @@ from torch import Tensor
 from .._layout import in_rows
 from .._names import check_choice
 from . import _backends
-from ._common import TYPE_NUMBER, apply, forward_mode, needs_grad, output
+from ._common import TYPE_NUMBER, address, apply, forward_mode, fresh, needs_grad
 from ._registry import Kernel
 from .affine_coupling import SCALES, _address_and_stride, _log_scale
 
@@ -90,7 +90,7 @@ def _backward_reference(
 
 
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.size(0))
+    return fresh(x, x.shape), x.new_empty(x.size(0))
 
 
 def _backward_fake(
@@ -103,7 +103,7 @@ def _backward_fake(
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ds, do = (x.new_empty(0 if t is None else t.shape) for t in (scale, offset))
-    return x.new_empty(x.shape), x.new_empty(out.shape), ds, do
+    return fresh(x, x.shape), fresh(x, out.shape), ds, do
 
 
 def _tail(
@@ -146,7 +146,7 @@ def _forward_cpu(
         *_address_and_stride(x),
         *_address_and_stride(out),
         *behind,
-        output(y),
+        address(y),
         logdet.data_ptr(),
         *_tail(x, out, *settings),
     )
@@ -178,8 +178,8 @@ def _backward_cpu(
         *_address_and_stride(x),
         *_address_and_stride(out),
         *behind,
-        output(dx),
-        output(dout),
+        address(dx),
+        address(dout),
         dscale.data_ptr(),
         doffset.data_ptr(),
         *_tail(x, out, *settings),

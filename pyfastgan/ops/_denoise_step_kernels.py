@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, address, output
+from ._common import TYPE_NUMBER, accumulation, address, fresh
 from ._diffuse_kernels import column, launch, normals_like
 from ._registry import Kernel
 from .random import noise_arguments
@@ -125,7 +125,7 @@ def _bound_fake(x: Tensor, *rest: Any) -> Tensor:
 
 
 def _step_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape if rest[-1] else 0)
+    return fresh(x, x.shape), fresh(x, x.shape if rest[-1] else (0,))
 
 
 def _strides(guidance: Tensor | None, coefficients: Tensor) -> tuple[int, int]:
@@ -205,8 +205,8 @@ def _step_native(
         history3 = history3.contiguous()
     if variance is not None:
         variance = variance.contiguous()
-    y = torch.empty_like(x)
-    x0 = torch.empty_like(x) if return_x0 else None
+    y = fresh(x, x.shape)
+    x0 = fresh(x, x.shape) if return_x0 else None
     seed, counter = noise_arguments(seed, x.shape, stream, sample_offset)
     guidance_stride, row_stride = _strides(guidance, coefficients)
     launch(
@@ -227,8 +227,8 @@ def _step_native(
         None if bound is None else bound.data_ptr(),
         math.nan if clip is None else clip,
         None if noise is None else noise.data_ptr(),
-        output(y),
-        output(x0),
+        address(y),
+        address(x0),
         TYPE_NUMBER[x.dtype],
         *counter,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, address, output
+from ._common import TYPE_NUMBER, accumulation, address, fresh
 from ._random_kernels import _normal_kernel
 from ._registry import Kernel
 from .random import noise_arguments
@@ -48,7 +48,7 @@ def _forward_reference(
 
 
 def _forward_fake(x0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x0.new_empty(x0.shape), x0.new_empty(x0.shape if rest[-1] else 0)
+    return fresh(x0, x0.shape), fresh(x0, x0.shape if rest[-1] else (0,))
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Any]:
@@ -79,8 +79,8 @@ def _forward_native(
     x0, alpha, sigma = x0.contiguous(), alpha.contiguous(), sigma.contiguous()
     noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
-    y = torch.empty_like(x0)
-    kept = torch.empty_like(x0) if want_noise else None
+    y = fresh(x0, x0.shape)
+    kept = fresh(x0, x0.shape) if want_noise else None
     launch(
         backend,
         "diffuse",
@@ -89,8 +89,8 @@ def _forward_native(
         alpha.data_ptr(),
         sigma.data_ptr(),
         address(noise),
-        output(y),
-        output(kept),
+        address(y),
+        address(kept),
         TYPE_NUMBER[x0.dtype],
         *counter,
     )
@@ -123,7 +123,7 @@ def _backward_fake(
     dy: Tensor, x0: Tensor, alpha: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *_, want_x0, want_coefficients = rest
-    dx0 = dy.new_empty(dy.shape if want_x0 else 0)
+    dx0 = fresh(dy, dy.shape if want_x0 else (0,))
     if not want_coefficients:
         return dx0, dy.new_empty(0), dy.new_empty(0)
     return dx0, alpha.new_empty(alpha.shape), alpha.new_empty(alpha.shape)
@@ -143,7 +143,7 @@ def _backward_cpu(
     dy, x0, alpha = dy.contiguous(), x0.contiguous(), alpha.contiguous()
     noise = None if noise is None else noise.contiguous()
     seed, counter = noise_arguments(seed, x0.shape, stream, sample_offset)
-    dx0 = torch.empty_like(dy) if want_x0 else None
+    dx0 = fresh(dy, dy.shape) if want_x0 else None
     dalpha = torch.empty_like(alpha) if want_coefficients else None
     dsigma = torch.empty_like(alpha) if want_coefficients else None
     launch(
@@ -154,7 +154,7 @@ def _backward_cpu(
         x0.data_ptr(),
         alpha.data_ptr(),
         address(noise),
-        output(dx0),
+        address(dx0),
         address(dalpha),
         address(dsigma),
         TYPE_NUMBER[x0.dtype],

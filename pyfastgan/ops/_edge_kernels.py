@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._layout import gated_alike
 from . import _backends
-from ._common import TYPE_NUMBER, address, dense, output
+from ._common import TYPE_NUMBER, address, dense, fresh
 from ._registry import Kernel
 
 
@@ -83,12 +83,7 @@ def _conv_fake(
     image: Tensor, weight: Tensor, stride: int, padding: int, channels_last: bool, *_: Any
 ) -> Tensor:
     sizes = (size_of(image.size(axis), weight.size(axis), stride, padding) for axis in (2, 3))
-    return torch.empty(
-        (image.size(0), weight.size(0), *sizes),
-        dtype=image.dtype,
-        device=image.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
+    return fresh(image, (image.size(0), weight.size(0), *sizes), channels_last=channels_last)
 
 
 def _transpose_reference(
@@ -113,7 +108,7 @@ def _transpose_reference(
 def _transpose_fake(
     feature: Tensor, weight: Tensor, stride: int, padding: int, height: int, width: int, *_: Any
 ) -> Tensor:
-    return feature.new_empty((feature.size(0), weight.size(1), height, width))
+    return fresh(feature, (feature.size(0), weight.size(1), height, width))
 
 
 def _weight_reference(
@@ -166,7 +161,7 @@ def _launch(
 ) -> None:
     getattr(_backends.native("_cpu"), function)(
         *map(address, inputs),
-        *map(output, outputs),
+        *map(address, outputs),
         slope,
         TYPE_NUMBER[image.dtype],
         torch.get_num_threads(),
@@ -293,14 +288,14 @@ def _points_reference(points: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _points_fake(points: Tensor, matrix: Tensor) -> Tensor:
-    return points.new_empty((points.size(0), matrix.size(1)))
+    return fresh(points, (points.size(0), matrix.size(1)))
 
 
 def _points_cpu(points: Tensor, matrix: Tensor) -> Tensor:
     points, matrix = points.contiguous(), matrix.contiguous()
     y = _points_fake(points, matrix)
     _backends.native("_cpu").edge_conv_points(
-        *(points.data_ptr(), matrix.data_ptr(), output(y), points.size(0), *matrix.shape),
+        *(points.data_ptr(), matrix.data_ptr(), address(y), points.size(0), *matrix.shape),
         *(TYPE_NUMBER[points.dtype], torch.get_num_threads()),
     )
     return y

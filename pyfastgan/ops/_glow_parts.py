@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import accumulation, needs_grad
+from ._common import accumulation, fresh, needs_grad
 from ._registry import Kernel
 from .affine_coupling import _backward as coupling_backward
 from .affine_coupling import affine_coupling
@@ -98,13 +98,13 @@ def _unmix_reference(
 
 
 def _mix_fake(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+    return fresh(x, x.shape)
 
 
 def _couple_fake(
     z: Tensor, out: Tensor, scale: str, clamp: float, shift_first: bool
 ) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape), z.new_empty(z.size(0), dtype=accumulation(z.dtype))
+    return fresh(z, z.shape), z.new_empty(z.size(0), dtype=accumulation(z.dtype))
 
 
 def _uncouple_fake(
@@ -117,7 +117,7 @@ def _uncouple_fake(
     shift_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     half = (y.size(0), y.size(1) // 2, *y.shape[2:])
-    return y.new_empty(half), y.new_empty(half), y.new_empty(y.shape)
+    return fresh(y, half), fresh(y, half), fresh(y, y.shape)
 
 
 def _unmix_fake(
@@ -132,8 +132,8 @@ def _unmix_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     acc = accumulation(y.dtype)
     return (
-        y.new_empty(y.shape),
-        y.new_empty(y.shape),
+        fresh(y, y.shape),
+        fresh(y, y.shape),
         y.new_empty(matrix.shape, dtype=acc),
         y.new_empty(offset.shape, dtype=acc),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, address, dense, dense_like, output
+from ._common import TYPE_NUMBER, accumulation, address, dense, dense_like, fresh_like
 from ._norm_act_formulas import (
     _backward_backward_reference,
     _backward_reference,
@@ -26,7 +26,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, dtype = _statistics_shape(x, norm, groups), accumulation(x.dtype)
     mean, var = x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
-    return torch.empty_like(dense(x)), mean, var
+    return fresh_like(dense(x)), mean, var
 
 
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,13 +35,13 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(dense(x)), *_sums(x)
+    return fresh_like(dense(x)), *_sums(x)
 
 
 def _backward_backward_fake(
     ddx: Tensor, ddweight: Tensor, ddbias: Tensor, dy: Tensor, x: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(dense(x)), torch.empty_like(dense(x)), *_sums(x)
+    return fresh_like(dense(x)), fresh_like(dense(x)), *_sums(x)
 
 
 _KERNEL_NORMS = ("batch", "group", "affine")  # numbered as in csrc/cpu/norm_act_loops.h
@@ -67,7 +67,7 @@ def _call_cpu(
     inner = math.prod(space)
     getattr(_backends.native("_cpu"), kernel)(
         *(address(t) for t in inputs),
-        *(output(t) for t in outputs),
+        *(address(t) for t in outputs),
         TYPE_NUMBER[x.dtype],
         n,
         c,

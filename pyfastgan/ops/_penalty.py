@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import accumulation, dense, dense_like, needs_grad
+from ._common import accumulation, dense, dense_like, fresh_like, needs_grad
 from ._registry import Kernel
 from .random import _prepare, _uniform
 
@@ -84,7 +84,7 @@ def _scale_reference(g: Tensor, factors: Tensor) -> Tensor:
 
 
 def _scale_fake(g: Tensor, factors: Tensor) -> Tensor:
-    return torch.empty_like(dense(g))
+    return fresh_like(dense(g))
 
 
 def _gradient_reference(g: Tensor, shape: str, weight: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ def _gradient_reference(g: Tensor, shape: str, weight: float) -> tuple[Tensor, T
 
 def _gradient_fake(g: Tensor, shape: str, weight: float) -> tuple[Tensor, Tensor, Tensor]:
     norms = _products_fake(g, None)
-    return norms.new_empty(()), torch.empty_like(dense(g)), norms
+    return norms.new_empty(()), fresh_like(dense(g)), norms
 
 
 def _between_reference(
@@ -113,7 +113,7 @@ def _between_reference(
 def _between_fake(
     fake: Tensor, real: Tensor, seed: Tensor, stream: int, sample_offset: int
 ) -> Tensor:
-    return torch.empty_like(dense(real))
+    return fresh_like(dense(real))
 
 
 _products = Kernel(

@@ -12,12 +12,14 @@ from . import _backends
 from ._common import (
     TYPE_NUMBER,
     accumulation,
+    address,
     apply,
     check_float,
     check_like,
     forward_mode,
+    fresh,
+    fresh_like,
     needs_grad,
-    output,
     under_autocast,
 )
 from ._registry import Kernel
@@ -101,13 +103,11 @@ class PerSample:
     def _backward_cpu(self, dnll: Tensor, *arguments: Any) -> tuple[Tensor | None, ...]:
         *tensors, wanted = arguments
         dnll, tensors = dnll.contiguous(), [t.contiguous() for t in tensors]
-        gradients = [
-            torch.empty_like(t) if wanted >> k & 1 else None for k, t in enumerate(tensors)
-        ]
+        gradients = [fresh_like(t) if wanted >> k & 1 else None for k, t in enumerate(tensors)]
         getattr(_backends.native("_cpu"), self.backward.name)(
             dnll.data_ptr(),
             *[t.data_ptr() for t in tensors],
-            *[output(g) for g in gradients],
+            *[address(g) for g in gradients],
             *_launch_arguments(tensors[0]),
         )
         return tuple(gradients)
@@ -127,10 +127,7 @@ def _fake(*tensors: Tensor) -> Tensor:
 def _backward_fake(dnll: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, wanted = arguments
     return tuple(
-        torch.empty_like(t, memory_format=torch.contiguous_format)
-        if wanted >> k & 1
-        else dnll.new_empty(0)
-        for k, t in enumerate(tensors)
+        fresh(t, t.shape) if wanted >> k & 1 else dnll.new_empty(0) for k, t in enumerate(tensors)
     )
 
 

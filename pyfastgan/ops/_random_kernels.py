@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, output
+from ._common import TYPE_NUMBER, fresh
 from ._registry import Kernel
 
 _MASK = 0xFFFFFFFF
@@ -118,9 +118,9 @@ def _launch_arguments(
 
 
 def _words_cpu(seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int) -> Tensor:
-    out = seed.new_empty(shape)
+    out = fresh(seed, shape)
     seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
-    _backends.native("_cpu").random_words(output(out), *arguments, torch.get_num_threads())
+    _backends.native("_cpu").random_words(out.data_ptr(), *arguments, torch.get_num_threads())
     return out
 
 
@@ -128,10 +128,10 @@ def _numbers_cpu(name: str) -> Any:
     def run(
         seed: Tensor, shape: Sequence[int], stream: int, sample_offset: int, dtype: torch.dtype
     ) -> Tensor:
-        out = seed.new_empty(shape, dtype=dtype)
+        out = fresh(seed, shape, dtype)
         seed, arguments = _launch_arguments(seed, shape, stream, sample_offset)
         kernel = getattr(_backends.native("_cpu"), name)
-        kernel(output(out), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
+        kernel(out.data_ptr(), TYPE_NUMBER[dtype], *arguments, torch.get_num_threads())
         return out
 
     return run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._common import TYPE_NUMBER, accumulation, output
+from ._common import TYPE_NUMBER, accumulation, fresh
 from ._registry import Kernel
 from ._spline_formulas import (
     _backward_reference,
@@ -25,12 +25,12 @@ _MOST_BINS = 64  # of the kernels; more are served by the reference
 
 
 def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return fresh(x, x.shape)
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     shape = x.shape if rest[-1] else x.shape[:1]
-    return _empty(x), x.new_empty(shape, dtype=accumulation(x.dtype))
+    return _empty(x), fresh(x, shape, accumulation(x.dtype))
 
 
 def _backward_fake(
@@ -116,7 +116,7 @@ def _forward_cpu(
     y, logdet = _forward_fake(x, s.elementwise)
     kept, logits = _three(widths, heights, derivatives, bins)
     _backends.native("_cpu").rational_quadratic_spline(
-        x.data_ptr(), *logits, output(y), output(logdet), *_tail(x, bins, s)
+        x.data_ptr(), *logits, y.data_ptr(), logdet.data_ptr(), *_tail(x, bins, s)
     )
     return y, logdet
 
@@ -138,15 +138,13 @@ def _backward_cpu(
     dx, dw, dh, dd = _backward_fake(dy, dlogdet, x, widths, heights, derivatives)
     kept, logits = _three(widths, heights, derivatives, bins)
     packed = heights is None
-    for gradient in (dw, dh, dd):
-        output(gradient)  # whole, where three may lie in one
     _, gradients = _three(dw, None if packed else dh, None if packed else dd, bins)
     _backends.native("_cpu").rational_quadratic_spline_backward(
         dy.data_ptr(),
         dlogdet.data_ptr(),
         x.data_ptr(),
         *logits,
-        output(dx),
+        dx.data_ptr(),
         *gradients,
         *_tail(x, bins, s),
     )

@@ -31,20 +31,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._layout import empty_dense, in_rows
+from .._layout import in_rows, is_channels_last
 from .._names import check_choice
 from . import _backends
 from ._affine_coupling_calls import bad_calls, rows, samples
 from ._common import (
     TYPE_NUMBER,
     accumulation,
+    address,
     apply,
     check_float,
     dense,
     dense_like,
     forward_mode,
+    fresh,
     needs_grad,
-    output,
     under_autocast,
 )
 from ._registry import Kernel, Op, register
@@ -141,12 +142,16 @@ def _backward_reference(dy: Tensor, dlogdet: Tensor, kept: Tensor, *rest: Any) -
     return dense_like(dx, like), dense_like(draw, like)
 
 
+def _fresh_dense(x: Tensor) -> Tensor:
+    return fresh(x, x.shape, channels_last=is_channels_last(x) and not x.is_contiguous())
+
+
 def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
+    return _fresh_dense(x), x.new_empty(x.size(0), dtype=accumulation(x.dtype))
 
 
 def _backward_fake(dy: Tensor, dlogdet: Tensor, kept: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return empty_dense(kept), empty_dense(kept)
+    return _fresh_dense(kept), _fresh_dense(kept)
 
 
 def _address_and_stride(x: Tensor) -> tuple[int, int]:
@@ -178,7 +183,7 @@ def _forward_cpu(
         *_address_and_stride(x),
         *_address_and_stride(raw),
         *_address_and_stride(shift),
-        output(y),
+        address(y),
         logdet.data_ptr(),
         *_tail(y, scale, clamp, first, inverse),
     )
@@ -203,8 +208,8 @@ def _backward_cpu(
         dlogdet.data_ptr(),
         *_address_and_stride(kept),
         *_address_and_stride(raw),
-        output(dx),
-        output(draw),
+        address(dx),
+        address(draw),
         *_tail(dx, scale, clamp, first, inverse),
     )
     return dx, draw

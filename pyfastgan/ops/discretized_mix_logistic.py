@@ -40,8 +40,8 @@ from ._common import (
     apply,
     check_float,
     forward_mode,
+    fresh,
     needs_grad,
-    output,
     under_autocast,
 )
 from ._discretized_mix_logistic_calls import bad_calls, rows, samples
@@ -154,13 +154,13 @@ def _backward_reference(
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return fresh(x, x.shape)
 
 
 def _forward_fake(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     dtype = accumulation(x.dtype)
     rows, _, *pixels = x.shape
-    return x.new_empty(rows, dtype=dtype), x.new_empty((rows, 3, *pixels), dtype=dtype)
+    return x.new_empty(rows, dtype=dtype), fresh(x, (rows, 3, *pixels), dtype)
 
 
 def _backward_fake(
@@ -200,8 +200,8 @@ def _backward_cpu(
         x.data_ptr(),
         params.data_ptr(),
         sums.data_ptr(),
-        output(dx if want_x else None),
-        output(dparams),
+        address(dx if want_x else None),
+        address(dparams),
         TYPE_NUMBER[x.dtype],
         *_sizes(x, params),
         torch.get_num_threads(),

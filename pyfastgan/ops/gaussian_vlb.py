@@ -32,7 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import TYPE_NUMBER, accumulation, apply, check_float, forward_mode, needs_grad, output
+from ._common import (
+    TYPE_NUMBER,
+    accumulation,
+    address,
+    apply,
+    check_float,
+    forward_mode,
+    fresh,
+    needs_grad,
+)
 from ._diffuse_kernels import launch, parts_of
 from ._gaussian_vlb_calls import bad_calls, rows, samples
 from ._gaussian_vlb_formulas import (
@@ -53,7 +62,7 @@ def _nll_fake(x0: Tensor, *rest: Any) -> Tensor:
 def _gradients_fake(
     dnll: Tensor, x0: Tensor, x_t: Tensor, prediction: Tensor, variance: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d = (x0.new_empty(x0.shape if wanted else 0) for wanted in rest[-1])
+    a, b, c, d = (fresh(x0, x0.shape if wanted else (0,)) for wanted in rest[-1])
     return a, b, c, d
 
 
@@ -122,7 +131,7 @@ def _backward_native(
     kept, addresses = _tensors(dnll, x0, x_t, prediction, variance, coefficients)
     outputs = _gradients_fake(dnll, x0, x_t, prediction, variance, wanted)
     settings, sizes = _settings(x0, coefficients, half, clip)
-    to = (output(t if want else None) for t, want in zip(outputs, wanted))
+    to = (address(t if want else None) for t, want in zip(outputs, wanted))
     launch(backend, "gaussian_vlb_backward", x0, *addresses, *settings, *to, *sizes)
     return outputs
 

@@ -38,6 +38,7 @@ from ._common import (
     apply,
     check_float,
     forward_mode,
+    fresh,
     needs_grad,
     under_autocast,
 )
@@ -117,9 +118,7 @@ def _fake(
     x: Tensor, y: Tensor, bandwidths: Sequence[float], unbiased: bool, wanted: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation(x.dtype)
-    dx, dy = (
-        t.new_empty(t.shape if wanted >> k & 1 else (0,), dtype=dtype) for k, t in enumerate((x, y))
-    )
+    dx, dy = (fresh(t, t.shape if wanted >> k & 1 else (0,), dtype) for k, t in enumerate((x, y)))
     return x.new_empty((), dtype=dtype), dx, dy
 
 

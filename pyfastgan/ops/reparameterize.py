@@ -32,8 +32,8 @@ from ._common import (
     check_float,
     check_like,
     forward_mode,
+    fresh,
     needs_grad,
-    output,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 from .random import _normal, noise_arguments, noise_seed
@@ -99,7 +99,7 @@ def _derivative(
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return fresh(x, x.shape)
 
 
 def _forward_fake(mean: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -122,14 +122,14 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor]:
     mean, logvar = mean.contiguous(), logvar.contiguous()
     noise = None if noise is None else noise.contiguous()
-    z = torch.empty_like(mean)
+    z = fresh(mean, mean.shape)
     kl = mean.new_empty(mean.size(0), dtype=accumulation(mean.dtype))
     seed, counter = noise_arguments(seed, mean.shape, stream, sample_offset)
     _backends.native("_cpu").reparameterize(
         mean.data_ptr(),
         logvar.data_ptr(),
         address(noise),
-        output(z),
+        address(z),
         kl.data_ptr(),
         TYPE_NUMBER[mean.dtype],
         *counter,
@@ -155,8 +155,8 @@ def _backward_cpu(
         logvar.contiguous(),
     )
     noise = None if noise is None else noise.contiguous()
-    dmean, dlogvar = torch.empty_like(mean), torch.empty_like(mean)
-    dnoise = None if noise is None else torch.empty_like(mean)
+    dmean, dlogvar = fresh(mean, mean.shape), fresh(mean, mean.shape)
+    dnoise = None if noise is None else fresh(mean, mean.shape)
     seed, counter = noise_arguments(seed, mean.shape, stream, sample_offset)
     _backends.native("_cpu").reparameterize_backward(
         dz.data_ptr(),
@@ -164,9 +164,9 @@ def _backward_cpu(
         mean.data_ptr(),
         logvar.data_ptr(),
         address(noise),
-        output(dmean),
-        output(dlogvar),
-        output(dnoise),
+        address(dmean),
+        address(dlogvar),
+        address(dnoise),
         TYPE_NUMBER[mean.dtype],
         *counter,
         torch.get_num_threads(),

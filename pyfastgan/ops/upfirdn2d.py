@@ -25,12 +25,13 @@ from . import _backends
 from ._common import (
     TYPE_NUMBER,
     accumulation,
+    address,
     apply,
     check_float,
     forward_mode,
+    fresh,
     is_channels_last,
     needs_grad,
-    output,
 )
 from ._registry import FLOATS, BadCall, Kernel, Op, Row, Sample, T, register
 
@@ -75,7 +76,7 @@ def _format(x: Tensor) -> torch.memory_format:
 
 def _fake(x: Tensor, taps: Sequence[float], up: int, down: int, pads: Pads) -> Tensor:
     shape = (x.size(0), x.size(1), *_size(x, taps, up, down, pads))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+    return fresh(x, shape, channels_last=_format(x) == torch.channels_last)
 
 
 def _cpu(x: Tensor, taps: Sequence[float], up: int, down: int, pads: Pads) -> Tensor:
@@ -86,7 +87,7 @@ def _cpu(x: Tensor, taps: Sequence[float], up: int, down: int, pads: Pads) -> Te
     weights = torch.tensor(taps, dtype=torch.float64)
     _backends.native("_cpu").upfirdn2d(
         x.data_ptr(),
-        output(y),
+        address(y),
         weights.data_ptr(),
         *(len(taps), up, down),
         count if last else count * channels,
