@@ -10,13 +10,15 @@ from torch import Tensor
 
 def is_channels_last(x: Tensor) -> bool:
     """From the strides: inside `torch.func.vmap` a tensor does not answer for memory formats."""
-    if x.dim() not in (4, 5):
+    dims = x.dim()
+    if dims != 4 and dims != 5:
         return False
+    shape, strides = x.shape, x.stride()  # read once, as each costs as much as the rest
     expected = 1
-    for k in (1, *range(x.dim() - 1, 1, -1), 0):
-        if x.size(k) != 1 and x.stride(k) != expected:
+    for k in (1, 3, 2, 0) if dims == 4 else (1, 4, 3, 2, 0):
+        if shape[k] != 1 and strides[k] != expected:
             return False
-        expected *= x.size(k)
+        expected *= shape[k]
     return True
 
 

@@ -225,8 +225,9 @@ struct Pass {
         V total = splat<V>(0);
         if (whole) total = loops[c.along](p, start, whole, c, s);
         if (left == 0) return total;
-        if (whole && !c.along) {
-            // A row's last pack begins before the others end: some results twice, the same ones, and counted once.
+        if (whole && !c.along && (!p.mask || (start + n) % 8 == 0)) {
+            // A row's last pack begins before the others end: some results twice, the same ones, and counted once. A
+            // mask's bits have to begin a byte for that, which they do where all rows end one.
             V last = loops[0](p, start + n - kStep, kStep, c, s);
             for (int64_t lane = 0; lane < kStep - left; ++lane) last[lane] = 0;
             return total + last;
@@ -313,6 +314,7 @@ void run_innermost(Shape shape, const Pass<T>& pass, const T* bias, const T* ext
     const int64_t row = shape.channels * shape.inner;
     int64_t repeat = row % lanes<T>() == 0 || row > 1024 ? 1 : lanes<T>();
     if (row * repeat < kLong) repeat *= kLong / (row * repeat);
+    if (repeat > shape.outer) repeat = shape.outer;
     const int64_t width = row * repeat;
     // Sums over a piece cost as much as a row of it.
     const int64_t fewest = 8, most = (kPiece + width - 1) / width;
@@ -350,9 +352,12 @@ void run_innermost(Shape shape, const Pass<T>& pass, const T* bias, const T* ext
     }
 }
 
-// Whether rows are so short, and repeat so soon, that they are better taken as one.
+// Whether rows are so short, and repeat so soon and so often, that they are better taken as one.
+template <class T>
 bool short_rows(const Shape& shape) {
-    return shape.inner == 1 || (shape.inner < 128 && shape.channels * shape.inner <= 32768);
+    if (shape.inner == 1) return true;
+    if (shape.inner >= lanes<T>() && shape.outer < 8) return false;
+    return shape.inner < 128 && shape.channels * shape.inner <= 32768;
 }
 
 struct Call {
@@ -390,7 +395,7 @@ void run_call(const Call& call, Pass<T> pass) {
     const T* extra = static_cast<const T*>(call.extra);
     const std::unique_ptr<S[]> totals(call.sums ? new S[shape.channels]() : nullptr);
     if (shape.size() > 0) {
-        if (short_rows(shape))
+        if (short_rows<T>(shape))
             run_innermost(shape, pass, bias, extra, totals.get(), call.threads);
         else
             run_rows(shape, pass, bias, extra, totals.get(), call.threads);

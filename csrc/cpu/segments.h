@@ -110,9 +110,9 @@ inline int64_t noisy_start(const Noise& n, int64_t piece) {
 // elements from begin on: those that are given, or new ones, which go to `kept` unless that is null.
 template <class T, class F>
 void with_normals(const Noise& n, const T* given, T* kept, int threads, F f) {
-    constexpr int64_t kFewElements = 4096;  // below it a second thread costs more than it gives
+    const int64_t few = given ? 32768 : 4096;  // elements below which a second thread costs more than it gives
     const int64_t pairs = n.samples * n.blocks();
-    parallel_for(noisy_pieces(n), threads, n.samples * n.elements < kFewElements, [&](int64_t piece) {
+    parallel_for(noisy_pieces(n), threads, n.samples * n.elements < few, [&](int64_t piece) {
         const int64_t begin = noisy_start(n, piece), end = noisy_start(n, piece + 1);
         if (given) return f(piece, begin, end, given + begin);
         T buffer[4 * kNoisyPairs];

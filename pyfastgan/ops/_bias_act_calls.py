@@ -39,6 +39,7 @@ def samples() -> tuple[Sample, ...]:
         Sample("a mask, channels last", (T((3, 24, 3, 2), channels_last=True), T((24,)), "relu")),
         Sample("a mask, negative gain", (T((2, 3, 4, 4)), T((3,))), {"gain": -2.0}),
         Sample("a mask, odd end", (T((3, 5, 7)), None, "relu")),
+        Sample("a mask, rows without channels, odd end", (T((3, 7, 11)), None, "relu")),
         # Rows of 128 elements and more have a loop of their own.
         Sample("long rows, odd end", (T((3, 4, 13, 11)), T((4,)), "silu")),
         Sample("long rows, a mask, odd end", (T((2, 3, 8, 17)), T((3,)))),

@@ -16,6 +16,7 @@ from .._layout import dense, dense_like, is_channels_last, outer_channels_inner
 from . import _backends
 
 __all__ = [
+    "FEW",
     "TYPE_NUMBER",
     "accumulation",
     "address",
@@ -79,6 +80,9 @@ def address(x: Tensor | None) -> int | None:
 
 # Smaller memory comes from a heap that stays.
 _KEPT = 128 << 10
+
+# So many elements of any type do. What makes no more than that may ask torch for memory, which answers sooner.
+FEW = 2**14
 
 # DLPack's code times 256, and the bits.
 _DLPACK = {

@@ -186,7 +186,8 @@ _MULTIPLIES_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: F
 
 # What torch's convolution needs to be worth its preparations: products at a place, and products in all; a contiguous
 # result it writes twice.
-_WORTH_PLACE, _WORTH_LAST, _WORTH = 32, 1 << 23, 1 << 25
+_WORTH_PLACE, _WORTH = 32, 1 << 25
+_WORTH_PLACE_LAST, _WORTH_LAST = 24, 1 << 23
 
 
 def _torch_is_faster(
@@ -195,11 +196,14 @@ def _torch_is_faster(
     """In a forward pass of enough products in bfloat16, where the processor multiplies that as it is."""
     if image.dtype != torch.bfloat16 or not _MULTIPLIES_BFLOAT16:
         return False
-    if _backends.choice.name != "auto" or weight[0].numel() < _WORTH_PLACE:
+    samples, channels, height, width = image.shape
+    features, _, kh, kw = weight.shape
+    place = channels * kh * kw
+    least = _WORTH_PLACE_LAST if channels_last else _WORTH_PLACE
+    if _backends.choice.name != "auto" or place < least:
         return False
-    products = image.size(0) * weight.numel()
-    for axis in (2, 3):
-        products *= size_of(image.size(axis), weight.size(axis), stride, padding)
+    products = samples * features * place
+    products *= size_of(height, kh, stride, padding) * size_of(width, kw, stride, padding)
     return products >= (_WORTH_LAST if channels_last else _WORTH)
 
 

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling as _is_compiling
 
 from . import _backends
-from ._common import TYPE_NUMBER, fresh
-from ._registry import Kernel
+from ._backends import choice as _choice
+from ._common import FEW, TYPE_NUMBER, fresh
+from ._registry import Kernel, is_plain_call
 
 _MASK = 0xFFFFFFFF
 
@@ -159,6 +162,90 @@ def _numbers_cuda(name: str) -> Any:
         return out
 
     return run
+
+
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+_CPU = torch.device("cpu")
+# The kernels that few numbers come from without the calls that all others go through, which take longer than they do,
+# and the choices that allow it.
+_DIRECT = (
+    {name: getattr(_backends.native("_cpu"), name) for name in ("random_uniform", "random_normal")}
+    if _backends.missing("cpu") is None
+    else {}
+)
+_CHOSEN = ("auto", "cpu") if _DIRECT else ()
+
+
+class _Seed(threading.local):
+    """A thread's place for a seed that nobody sees."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.tensor = torch.empty((), dtype=torch.int64, device=_CPU)
+        self.number, self.address = self.tensor.numpy(), self.tensor.data_ptr()
+
+
+_seed = _Seed()
+
+
+def few_numbers(
+    name: str,
+    shape: Any,
+    seed: Any,
+    stream: Any,
+    sample_offset: Any,
+    generator: Any,
+    dtype: Any,
+    device: Any,
+) -> Tensor | None:
+    """What the op of this name gives, of a seed that is a number or drawn; None for all else than few numbers on a CPU,
+    calls with a mistake among them."""
+    if (
+        _is_compiling()
+        or type(shape) is not tuple
+        or not type(stream) is type(sample_offset) is int
+        or (device is not None and device != _CPU)
+        or _choice.name not in _CHOSEN
+        or not is_plain_call()
+    ):
+        return None
+    for n in shape:
+        if type(n) is not int or n < 0:
+            return None
+    samples, elements = (1, shape[0]) if len(shape) == 1 else _samples_elements(shape)
+    number = TYPE_NUMBER.get(torch.get_default_dtype() if dtype is None else dtype)
+    if (
+        number is None
+        or samples * elements > FEW
+        or not (0 <= stream < 2**32 and 0 <= sample_offset <= 2**32 - samples)
+    ):
+        return None
+    # What is given as None costs as much as what is not.
+    out = (
+        torch.empty(shape)
+        if dtype is device is None
+        else torch.empty(shape, dtype=dtype, device=device)
+    )
+    if not out.is_cpu:
+        return None
+    kept = _seed
+    if seed is None:
+        if generator is None:
+            kept.tensor.random_(_LOWEST, _HIGHEST)
+        elif type(generator) is torch.Generator and generator.device == _CPU:
+            kept.tensor.random_(_LOWEST, _HIGHEST, generator=generator)
+        else:
+            return None
+    elif type(seed) is int and generator is None and _LOWEST <= seed < 2**64:
+        kept.number[()] = seed if seed <= _HIGHEST else seed - 2**64
+    else:
+        return None
+    threads = torch.get_num_threads()
+    _DIRECT[name](
+        *(out.data_ptr(), number, samples, elements, kept.address, 0),
+        *(stream, sample_offset, threads),
+    )
+    return out
 
 
 _COUNTER = "Tensor seed, SymInt[] shape, int stream, SymInt sample_offset"

@@ -31,6 +31,13 @@ _profiled = torch.autograd._profiler_enabled
 _is_plain = _PLAIN.issuperset
 _choice = _backends.choice
 
+
+def is_plain_call(*args: Any) -> bool:
+    """Whether torch's dispatcher, which costs as much as a small kernel, may be passed by, since nothing would see it:
+    no mode, no transform, no profiler, no subclass of Tensor. Tracing has to be asked for before."""
+    return not (_modes() or _transforms() or _profiled()) and _is_plain(map(type, args))
+
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -70,15 +77,7 @@ class Kernel:
         self.op = getattr(torch.ops.pyfastgan, self.name).default
 
     def __call__(self, *args: Any) -> Any:
-        # torch's dispatcher costs as much as a small kernel. It is passed by where nothing would see it: no
-        # tracing, no mode, no transform, no profiler, no subclass of Tensor.
-        if (
-            _is_compiling()
-            or _modes()
-            or _transforms()
-            or _profiled()
-            or not _is_plain(map(type, args))
-        ):
+        if _is_compiling() or not is_plain_call(*args):
             return self.op(*args)
         # What serves does not change while the choice stays, and finding it costs as much as a
         # small kernel.

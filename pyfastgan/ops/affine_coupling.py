@@ -18,8 +18,8 @@ The log-determinant is accumulated in float32 or better (float64 for float64) an
 (float64). Under autocast raw_scale and shift are cast to x's dtype, so that a half-precision network
 does not round the flow's own variables; otherwise the three must agree.
 
-On a CPU small tensors of float32 and float64 (up to 4096 elements for exp, 1024 for tanh) are left to torch's own
-operations unless a backend is asked for by name.
+On a CPU small tensors of float32 and float64 (up to 4096 elements for exp, 1024 for tanh) that are recorded for a
+gradient are left to torch's own operations unless a backend is asked for by name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling as _is_compiling
 
 from .._layout import in_rows, is_channels_last
 from .._names import check_choice
 from . import _backends
 from ._affine_coupling_calls import bad_calls, rows, samples
+from ._backends import choice as _choice
 from ._common import (
+    FEW,
     TYPE_NUMBER,
     accumulation,
     address,
@@ -48,7 +51,7 @@ from ._common import (
     needs_grad,
     under_autocast,
 )
-from ._registry import Kernel, Op, register
+from ._registry import Kernel, Op, is_plain_call, register
 
 # The numbers the kernels know them by.
 SCALES = {"exp": 0, "tanh": 1, "sigmoid": 2, "softclamp": 3, "clamped_tanh": 4}
@@ -277,40 +280,93 @@ def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float
         raise ValueError(f"clamp must be finite and positive, got {clamp}")
 
 
-# On a CPU, up to this many elements torch's own few calls are sooner back than one of ours.
+# On a CPU, up to this many elements torch's own few calls are sooner back than one of ours that has to be recorded for
+# a gradient; one that has not is for the kernel, past all that its calls usually go through, up to FEW of them.
 _SMALL = {"exp": 4096, "tanh": 1024}
+_kernel = _backends.native("_cpu").affine_coupling if _backends.missing("cpu") is None else None
 
 
-def _is_good(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float) -> bool:
-    """One look at what most calls have; whatever else there is, mistakes among it, goes to `_check`."""
-    if not (isinstance(x, Tensor) and isinstance(raw_scale, Tensor) and isinstance(shift, Tensor)):
-        return False
-    dtype, shape = x.dtype, x.shape
-    return (
-        raw_scale.dtype is dtype
-        and shift.dtype is dtype
-        and raw_scale.shape == shape
-        and shift.shape == shape
-        and len(shape) > 0
-        and x.is_cpu
-        and raw_scale.is_cpu
-        and shift.is_cpu
-        and dtype in TYPE_NUMBER
-        and isinstance(scale, str)
-        and scale in SCALES
-        and 0 < clamp < math.inf
+def _small(
+    x: Tensor,
+    raw_scale: Tensor,
+    shift: Tensor,
+    scale: str,
+    clamp: float,
+    shift_first: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """A small call on a CPU, where the choice is ours. None for all else, calls with a mistake among them: the look at
+    the arguments is one, since it takes longer than the pass."""
+    if (
+        _is_compiling()
+        or _choice.name != "auto"
+        or not (
+            isinstance(x, Tensor) and isinstance(raw_scale, Tensor) and isinstance(shift, Tensor)
+        )
+    ):
+        return None
+    dtype, shape, size = x.dtype, x.shape, x.numel()
+    type_number = TYPE_NUMBER.get(dtype)
+    if (
+        type_number is None
+        or size > FEW
+        or not shape
+        or raw_scale.dtype is not dtype
+        or shift.dtype is not dtype
+        or raw_scale.shape != shape
+        or shift.shape != shape
+        or not (x.is_cpu and raw_scale.is_cpu and shift.is_cpu)
+        or not isinstance(scale, str)
+        or scale not in SCALES
+        or not 0 < clamp < math.inf
+    ):
+        return None
+    if needs_grad(x, raw_scale, shift) or forward_mode():
+        if size > _SMALL.get(scale, -1) or type_number > 1:
+            return None
+        if shift_first or inverse:
+            return affine_coupling_reference(
+                x,
+                raw_scale,
+                shift,
+                scale=scale,
+                clamp=clamp,
+                shift_first=shift_first,
+                inverse=inverse,
+            )
+        log = raw_scale if scale == "exp" else raw_scale.tanh()
+        rows = log if len(shape) == 2 else log.reshape(shape[0], math.prod(shape[1:]))
+        # torch is slow to differentiate addcmul.
+        return x * log.exp() + shift, rows.sum(1)
+    if (
+        _kernel is None
+        or not is_plain_call(x, raw_scale, shift)
+        or not (x.is_contiguous() and raw_scale.is_contiguous() and shift.is_contiguous())
+    ):
+        return None
+    samples = shape[0]
+    elements = size // (samples or 1)
+    y = torch.empty_like(x)
+    logdet = torch.empty(samples, dtype=torch.float64 if type_number == 1 else torch.float32)
+    _kernel(
+        x.data_ptr(),
+        elements,
+        raw_scale.data_ptr(),
+        elements,
+        shift.data_ptr(),
+        elements,
+        y.data_ptr(),
+        logdet.data_ptr(),
+        type_number,
+        samples,
+        elements,
+        SCALES[scale],
+        clamp,
+        bool(shift_first) != bool(inverse),
+        bool(inverse),
+        torch.get_num_threads(),
     )
-
-
-def _is_small(x: Tensor, scale: str) -> bool:
-    """Whether torch's own operations serve, where the choice is ours."""
-    return (
-        x.numel() <= _SMALL.get(scale, -1)
-        and x.is_cpu
-        and (x.dtype is torch.float32 or x.dtype is torch.float64)
-        and _backends.choice.name == "auto"
-        and not torch.compiler.is_compiling()
-    )
+    return y, logdet
 
 
 def affine_coupling(
@@ -343,19 +399,13 @@ def affine_coupling(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message
             names it.
     """
-    if not _is_good(x, raw_scale, shift, scale, clamp):
-        _check(x, raw_scale, shift, scale, clamp)
-        if not raw_scale.dtype == shift.dtype == x.dtype:  # under autocast
-            raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
-    small = _is_small(x, scale)
-    if small and not (shift_first or inverse):
-        log = raw_scale if scale == "exp" else raw_scale.tanh()
-        factor = log.exp()
-        rows = log if x.dim() == 2 else log.reshape(x.size(0), math.prod(x.shape[1:]))
-        recorded = needs_grad(x, raw_scale, shift)  # torch is slow to differentiate addcmul
-        y = x * factor + shift if recorded else torch.addcmul(shift, x, factor)
-        return y, rows.sum(1)
-    if small or forward_mode():
+    few = _small(x, raw_scale, shift, scale, clamp, shift_first, inverse)
+    if few is not None:
+        return few
+    _check(x, raw_scale, shift, scale, clamp)
+    if not raw_scale.dtype == shift.dtype == x.dtype:  # under autocast
+        raw_scale, shift = raw_scale.to(x.dtype), shift.to(x.dtype)
+    if forward_mode():
         return affine_coupling_reference(
             x,
             raw_scale,

@@ -13,8 +13,9 @@ is zero; at a kink it is torch's: 0 for relu and `slope` for leaky_relu.
 
 On a CPU small tensors (up to 2^18 elements for linear, relu, leaky_relu and silu, 2^20 for gelu, 2^17 for sigmoid,
 2^13 for tanh and softplus; in half types 2^14, 2^17 for sigmoid, 2^16 for silu, 2^23 for gelu) are left to torch's own
-operations, which round a half type after each of them, unless a backend is asked for by name: there a call costs more
-than a pass, and torch's gelu costs less than ours.
+operations, which round a half type after each of them, unless a backend is asked for by name: there a call that is
+recorded for a gradient costs more than a pass, and torch's gelu costs less than ours. Where no gradient is asked for,
+the kernel, called past all else, serves them too, but for linear and gelu.
 
 Kept for the backward pass: for linear, relu and leaky_relu the output (the next layer keeps it
 anyway), or on a CPU one bit an element, which the backward pass reads sooner; for the others x and
@@ -45,8 +46,18 @@ from ._backends import choice as _choice
 from ._bias_act_calls import bad_calls, rows, samples
 from ._bias_act_formulas import ACTIVATIONS, bias_act_reference
 from ._bias_act_kernels import _backward, _backward_backward, _forward
-from ._common import apply, check_float, forward_mode, is_channels_last, needs_grad, under_autocast
-from ._registry import Op, register
+from ._common import (
+    _KEPT,
+    TYPE_NUMBER,
+    apply,
+    check_float,
+    forward_mode,
+    fresh_like,
+    is_channels_last,
+    needs_grad,
+    under_autocast,
+)
+from ._registry import Op, is_plain_call, register
 
 # Whether the CPU kernels, which make and read masks in passing, are there.
 _CPU_KERNELS = _backends.missing("cpu") is None
@@ -66,8 +77,8 @@ def _keeps_mask(x: Tensor, channelwise: bool, act: str, clamp: float | None) -> 
     return x.numel() % (8 * x.size(0) * x.size(1) or 1) == 0
 
 
-# On a CPU, up to this many elements torch's own two or three calls are sooner back than one of ours: the data is in
-# a cache, and calling is what costs.
+# On a CPU, up to this many elements torch's own two or three calls are sooner back than one of ours that may have to
+# be differentiated: the data is in a cache, and calling is what costs.
 _SMALL_FLOAT = dict.fromkeys(ACTIVATIONS, 2**18) | {
     "tanh": 2**13,
     "sigmoid": 2**17,
@@ -75,12 +86,18 @@ _SMALL_FLOAT = dict.fromkeys(ACTIVATIONS, 2**18) | {
     "gelu": 2**20,
 }
 _SMALL_HALF = dict.fromkeys(ACTIVATIONS, 2**14) | {"sigmoid": 2**17, "silu": 2**16, "gelu": 2**23}
+# By type and activation: that, and the numbers that the kernel has for the two.
 _SMALL = {
-    torch.float32: _SMALL_FLOAT,
-    torch.float64: _SMALL_FLOAT,
-    torch.bfloat16: _SMALL_HALF,
-    torch.float16: _SMALL_HALF,
+    (dtype, act): (
+        (_SMALL_FLOAT if dtype.itemsize > 2 else _SMALL_HALF)[act],
+        (type_number, a.number),
+    )
+    for dtype, type_number in TYPE_NUMBER.items()
+    for act, a in ACTIVATIONS.items()
 }
+_kernel = _backends.native("_cpu").bias_act if _CPU_KERNELS else None
+# What torch is sooner back with all the same: one sum, and a gelu that costs less than ours.
+_ONE_PASS = ("linear", "gelu")
 # torch's function, and the one that writes over its argument.
 _TORCH: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "relu": (torch.relu, torch.relu_),
@@ -93,9 +110,10 @@ _TORCH: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
-def _plain(x: Tensor, bias: Tensor | None, act: str, slope: float) -> Tensor | None:
-    """By torch's own operations what they are sooner back with, where the choice is ours; None for all else, calls
-    with a mistake among them. It takes 1 us, half of one of these operations: nothing is asked twice."""
+def _small(x: Tensor, bias: Tensor | None, act: str, slope: float) -> Tensor | None:
+    """A small call on a CPU, where the choice is ours: by the kernel, past all that its calls usually go through, where
+    no gradient is asked for, or by torch's own operations. None for all else, calls with a mistake among them. The look
+    at the arguments takes 1 us, half of one of these operations: nothing is asked twice."""
     if (
         _is_compiling()
         or _choice.name != "auto"
@@ -105,32 +123,67 @@ def _plain(x: Tensor, bias: Tensor | None, act: str, slope: float) -> Tensor | N
     ):
         return None
     dtype = x.dtype
-    limits = _SMALL.get(dtype)
-    if limits is None or x.numel() > limits.get(act, -1):
+    known = _SMALL.get((dtype, act))
+    if known is None:
         return None
-    over = False  # whether the sum may be written over
+    most, numbers = known
+    shape, size = x.shape, x.numel()
+    dims = len(shape)
+    if size > most:
+        return None
+    recorded = x.requires_grad
     if bias is not None:
-        shape = x.shape
-        dims = len(shape)
         if (
             dims < 2
             or not isinstance(bias, Tensor)
             or bias.dtype is not dtype
-            or bias.shape != shape[1:2]
+            or bias.dim() != 1
+            or bias.numel() != shape[1]
             or not bias.is_cpu
         ):
             return None
-        over = (
-            not ((x.requires_grad or bias.requires_grad) and torch.is_grad_enabled())
-            and not forward_mode()
+        recorded = recorded or bias.requires_grad
+    # Whether nothing but the result is asked for.
+    alone = not (recorded and torch.is_grad_enabled()) and not forward_mode()
+    if (
+        alone
+        and act not in _ONE_PASS
+        and _kernel is not None
+        and is_plain_call(x, bias)
+        and x.is_contiguous()
+    ):
+        y = torch.empty_like(x) if size * dtype.itemsize < _KEPT else fresh_like(x)
+        outer, channels, inner = 1, 1, size
+        place = None
+        if bias is not None:
+            bias = bias.contiguous()
+            place = bias.data_ptr()
+            outer, channels = shape[0], shape[1]
+            inner = size // (outer * channels or 1)
+        _kernel(
+            x.data_ptr(),
+            place,
+            y.data_ptr(),
+            None,
+            numbers[0],
+            outer,
+            channels,
+            inner,
+            numbers[1],
+            slope,
+            1.0,
+            math.nan,
+            torch.get_num_threads(),
         )
+        return y
+    if bias is not None:
         if dims == 4:
-            x = x + bias.view(-1, 1, 1)
+            x = x + bias.view(1, -1, 1, 1)
         else:
             x = x + (bias if dims == 2 else bias.view(-1, *[1] * (dims - 2)))
     if act == "linear":
         return x.clone() if bias is None else x
-    function = _TORCH[act][over]
+    function = _TORCH[act][alone and bias is not None]  # the sum may be written over
     return function(x, slope) if act == "leaky_relu" else function(x)
 
 
@@ -285,7 +338,7 @@ def bias_act(
         RuntimeError: a third derivative of a smooth activation is asked for.
     """
     if gain == 1.0 and clamp is None:
-        y = _plain(x, bias, act, slope)
+        y = _small(x, bias, act, slope)
         if y is not None:
             return y
     _check(x, bias, act, slope, gain, clamp)

@@ -29,19 +29,27 @@ dynamic threshold is a constant to it. Deterministic.
 from __future__ import annotations
 
 import math
+from array import array
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling as _is_compiling
 
+from . import _backends
+from ._backends import choice as _choice
 from ._common import (
+    FEW,
+    TYPE_NUMBER,
     accumulation,
     check_float,
     forward_mode,
+    fresh_like,
     needs_grad,
 )
 from ._denoise_step_calls import bad_calls, rows, samples
 from ._denoise_step_kernels import COEFFICIENTS, _bound, _bound_reference, _step, _step_reference
-from ._registry import Op, register
+from ._registry import Op, is_plain_call, register
 from .diffuse import check_batch
 from .random import noise_seed
 
@@ -105,6 +113,108 @@ def _check_bounds(clip: float | None, quantile: float | None, limit: float | Non
         raise ValueError(f"quantile_limit must be at least clip, {clip}, got {limit}")
 
 
+# Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
+_MOST = 2**18
+_kernel = _backends.native("_cpu").denoise_step if _backends.missing("cpu") is None else None
+
+
+def _few(
+    x: Any,
+    prediction: Any,
+    coefficients: Any,
+    noise: Any,
+    unconditional: Any,
+    guidance: Any,
+    histories: tuple[Any, Any, Any],
+    clip: Any,
+    return_x0: Any,
+) -> tuple[Tensor, Tensor | None] | None:
+    """A call without made noise, learned variance or dynamic threshold on a CPU: contiguous tensors of one type that
+    nothing is recorded for, and one row. None for all else, calls with a mistake among them."""
+    if (
+        _is_compiling()
+        or _kernel is None
+        or (_choice.name != "auto" and _choice.name != "cpu")
+        or type(x) is not Tensor
+        or type(coefficients) is not Tensor
+        or forward_mode()
+        or not is_plain_call()
+    ):
+        return None
+    dtype, shape, size = x.dtype, x.shape, x.numel()
+    if (
+        not (dtype is torch.float32 or dtype is torch.float64)
+        or len(shape) < 2
+        or not 0 < size <= _MOST
+        or coefficients.dtype is not dtype
+        or coefficients.dim() != 1
+        or coefficients.numel() != len(COEFFICIENTS)
+        or not (coefficients.is_cpu and coefficients.is_contiguous())
+    ):
+        return None
+    history1, history2, history3 = histories
+    recorded = coefficients.requires_grad
+    places: list[int | None] = []
+    for t in (x, prediction, noise, unconditional, history1, history2, history3):
+        if t is None:
+            places.append(None)
+            continue
+        if (
+            type(t) is not Tensor
+            or t.dtype is not dtype
+            or t.shape != shape
+            or not (t.is_cpu and t.is_contiguous())
+        ):
+            return None
+        recorded = recorded or t.requires_grad
+        places.append(t.data_ptr())
+    if places[1] is None or (recorded and torch.is_grad_enabled()):
+        return None
+    scale, scale_place = None, None
+    if unconditional is not None:
+        if not (type(guidance) is float or type(guidance) is int) or not -1e38 < guidance < 1e38:
+            return None
+        scale = array("f" if dtype is torch.float32 else "d", (guidance,))
+        scale_place = scale.buffer_info()[0]
+    elif guidance is not None:
+        return None
+    if clip is None:
+        clip = math.nan
+    elif not (type(clip) is float or type(clip) is int) or not 0 < clip < 1e38:
+        return None
+    new = torch.empty_like if size <= FEW else fresh_like
+    y = new(x)
+    x0 = new(x) if return_x0 else None
+    samples = shape[0]
+    _kernel(
+        places[0],
+        places[1],
+        places[3],
+        scale_place,
+        0,
+        None,
+        places[4],
+        places[5],
+        places[6],
+        coefficients.data_ptr(),
+        0,
+        None,
+        clip,
+        places[2],
+        y.data_ptr(),
+        None if x0 is None else x0.data_ptr(),
+        TYPE_NUMBER[dtype],
+        samples,
+        size // samples,
+        None,
+        0,
+        0,
+        0,
+        torch.get_num_threads(),
+    )
+    return y, x0
+
+
 def denoise_step(
     x: Tensor,
     prediction: Tensor,
@@ -155,6 +265,17 @@ def denoise_step(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
+    if (
+        seed is variance is quantile is quantile_limit is generator is None
+        and (noise is not None) == add_noise
+        and type(stream) is type(sample_offset) is int
+        and stream == sample_offset == 0
+    ):
+        histories = (history1, history2, history3)
+        given = (noise, unconditional, guidance, histories, clip, return_x0)
+        few = _few(x, prediction, coefficients, *given)
+        if few is not None:
+            return few
     check_batch("x", x)
     # Read once: each costs as much as a check.
     shape, device = x.shape, x.device

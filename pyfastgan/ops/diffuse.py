@@ -23,11 +23,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling as _is_compiling
 
-from ._common import accumulation, apply, check_float, forward_mode, needs_grad
+from . import _backends
+from ._backends import choice as _choice
+from ._common import (
+    FEW,
+    TYPE_NUMBER,
+    accumulation,
+    apply,
+    check_float,
+    forward_mode,
+    fresh_like,
+    needs_grad,
+)
 from ._diffuse_calls import bad_calls, rows, samples
 from ._diffuse_kernels import _backward, _forward, _noised, column, normals_like
-from ._registry import Op, register
+from ._registry import Op, is_plain_call, register
 from .random import noise_seed
 
 
@@ -109,6 +121,60 @@ def check_batch(argument: str, x: object) -> None:
         )
 
 
+# Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
+_MOST = 2**18
+_kernel = _backends.native("_cpu").diffuse if _backends.missing("cpu") is None else None
+
+
+def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
+    """x_t by given noise on a CPU: contiguous tensors of one type that nothing is recorded for. None for all else,
+    calls with a mistake among them."""
+    if (
+        _is_compiling()
+        or _kernel is None
+        or (_choice.name != "auto" and _choice.name != "cpu")
+        or not type(x0) is type(alpha) is type(sigma) is type(noise) is Tensor
+        or forward_mode()
+        or not is_plain_call()
+    ):
+        return None
+    dtype, shape, size = x0.dtype, x0.shape, x0.numel()
+    if (
+        not (dtype is torch.float32 or dtype is torch.float64)
+        or len(shape) < 2
+        or not 0 < size <= _MOST
+        or noise.dtype is not dtype
+        or alpha.dtype is not dtype
+        or sigma.dtype is not dtype
+        or noise.shape != shape
+        or not alpha.dim() == sigma.dim() == 1
+        or not alpha.numel() == sigma.numel() == shape[0]
+        or not (x0.is_cpu and noise.is_cpu and alpha.is_cpu and sigma.is_cpu)
+        or not (x0.is_contiguous() and noise.is_contiguous())
+        or not (alpha.is_contiguous() and sigma.is_contiguous())
+        or needs_grad(x0, alpha, sigma, noise)
+    ):
+        return None
+    x_t = torch.empty_like(x0) if size <= FEW else fresh_like(x0)
+    _kernel(
+        x0.data_ptr(),
+        alpha.data_ptr(),
+        sigma.data_ptr(),
+        noise.data_ptr(),
+        x_t.data_ptr(),
+        None,
+        TYPE_NUMBER[dtype],
+        shape[0],
+        size // shape[0],
+        None,
+        0,
+        0,
+        0,
+        torch.get_num_threads(),
+    )
+    return x_t
+
+
 def diffuse(
     x0: Tensor,
     alpha: Tensor,
@@ -141,6 +207,15 @@ def diffuse(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
+    if (
+        noise is not None
+        and seed is generator is None
+        and type(stream) is type(sample_offset) is int
+        and stream == sample_offset == 0
+    ):
+        few = _few(x0, alpha, sigma, noise)
+        if few is not None:
+            return few, noise if return_noise else None
     check_batch("x0", x0)
     check_samples("alpha", alpha, x0)
     check_samples("sigma", sigma, x0)

@@ -22,8 +22,8 @@ channels take 0.37 ms, 0.3 at the rate of multiply-adds, where torch's matrix pr
 convolution 1.3.
 
 Where no backend is asked for by name and the processor multiplies bfloat16 as it is, torch serves forward passes in
-bfloat16 of at least 32 products at a place and 2^25 in all, 2^23 channels-last, where it writes its result once: it
-multiplies twice as many numbers at once. Calls of fewer products are over before torch has prepared its own.
+bfloat16 of at least 32 products at a place and 2^25 in all, 24 and 2^23 channels-last, where it writes its result
+once: it multiplies twice as many numbers at once. Calls of fewer products are over before torch has prepared its own.
 
 A convolution is linear in each argument, so the three kernels are each other's derivatives, and it
 can be differentiated any number of times (with a smooth activation twice), also with `torch.func`;
@@ -156,11 +156,14 @@ def _check_act(x: Tensor, features: int, bias: Tensor | None, act: str, slope: f
 
 def _under_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """As torch's convolutions: in the low precision, unless it is float64."""
-    if isinstance(x, Tensor) and isinstance(weight, Tensor):
-        kind = x.device.type
-        if under_autocast(x.device) and torch.float64 not in (x.dtype, weight.dtype):
-            dtype = torch.get_autocast_dtype(kind)
-            return x.to(dtype), weight.to(dtype)
+    if (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and under_autocast(x.device)
+        and torch.float64 not in (x.dtype, weight.dtype)
+    ):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return x.to(dtype), weight.to(dtype)
     return x, weight
 
 

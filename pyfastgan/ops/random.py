@@ -36,6 +36,7 @@ from ._random_kernels import (
     _uniform_kernel,
     _words,
     _words_kernel,
+    few_numbers,
 )
 from ._registry import FLOATS, Kernel, Op, register
 
@@ -244,6 +245,12 @@ def random_uniform(
     Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or
     float16, by default torch's default dtype. float64 numbers have 32 random bits.
     """
+    if _shift is None:
+        few = few_numbers(
+            "random_uniform", shape, seed, stream, sample_offset, generator, dtype, device
+        )
+        if few is not None:
+            return few
     dtype = _output_dtype(dtype)
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
     return _uniform(key, size, stream, sample_offset, dtype)
@@ -264,6 +271,12 @@ def random_normal(
     Arguments and errors are those of `random_words`; `dtype` is float32, float64, bfloat16 or
     float16, by default torch's default dtype. Half types are rounded from float32.
     """
+    if _shift is None:
+        few = few_numbers(
+            "random_normal", shape, seed, stream, sample_offset, generator, dtype, device
+        )
+        if few is not None:
+            return few
     dtype = _output_dtype(dtype)
     key, size = _prepare(shape, seed, stream, sample_offset, generator, device)
     return _normal(key, size, stream, sample_offset, dtype)

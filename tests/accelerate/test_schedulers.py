@@ -1,6 +1,7 @@
 """Schedulers of diffusers, step by step and in a pipeline."""
 
 import copy
+import dataclasses
 import pickle
 
 import diffusers
@@ -13,6 +14,8 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.schedulers import scheduling_ddim
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 import pyfastgan as pf
 from pyfastgan.acceleration.schedulers import common
@@ -89,6 +92,20 @@ def test_sampling(kind, config, options):
         assert type(other) is type(ours)
     report.revert()
     assert type(ours) is kind
+
+
+@pytest.mark.parametrize("kind", [scheduling_ddim.DDIMSchedulerOutput, SchedulerOutput])
+def test_outputs_are_as_the_library_makes_them(kind):
+    tensors = dict(zip((f.name for f in dataclasses.fields(kind)), normals(0), strict=False))
+    ours, theirs = common.output(kind, **tensors), kind(**tensors)
+    assert type(ours) is kind
+    assert list(ours) == list(theirs) == list(vars(ours)) == list(vars(theirs)) == list(tensors)
+    for name, tensor in tensors.items():
+        assert ours[name] is getattr(ours, name) is tensor
+    again = pickle.loads(pickle.dumps(ours))
+    assert [*map(torch.equal, again.to_tuple(), theirs.to_tuple())] == [True] * len(tensors)
+    ours.prev_sample = again.prev_sample  # attribute and item stay one
+    assert ours["prev_sample"] is ours.prev_sample is ours[0]
 
 
 def test_numbers_of_a_file(tmp_path):

@@ -173,3 +173,25 @@ def test_a_whole_loop_compiles():
     x, seed = torch.randn(4, 6), torch.tensor(7)
     compiled = torch.compile(loop, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, seed), loop(x, seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", ["", "noise", "guidance", "histories", "clip", "all"])
+def test_the_short_way_is_the_long_one(dtype, given):
+    """Which the number of the first sample, where no noise depends on it, asks for."""
+    x, prediction, *more = torch.randn(7, 2, 3, 5, dtype=dtype)
+    factors, options = torch.randn(11, dtype=dtype), {"return_x0": given != "clip"}
+    if given in ("noise", "all"):
+        options |= {"noise": more[0], "add_noise": True}
+    if given in ("guidance", "all"):
+        options |= {"unconditional": more[1], "guidance": 2.5}
+    if given in ("histories", "all"):
+        options |= {"history1": more[2], "history2": more[3], "history3": more[4]}
+    if given in ("clip", "all"):
+        options |= {"clip": 0.4}
+    for short, long in zip(
+        pf.ops.denoise_step(x, prediction, factors, **options),
+        pf.ops.denoise_step(x, prediction, factors, sample_offset=1, **options),
+        strict=True,
+    ):
+        assert (short is long is None) or torch.equal(short, long)

@@ -79,3 +79,18 @@ def test_given_noise_has_a_gradient():
     x_t, _ = pf.ops.diffuse(x0, alpha, sigma, noise=noise)
     (g,) = torch.autograd.grad(x_t.sum(), noise)
     torch.testing.assert_close(g, sigma[:, None].expand(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [7, 9001])
+def test_given_noise_takes_a_short_way(dtype, size):
+    """Where nothing is recorded, of little memory and of much."""
+    x, noise = torch.randn(2, 3, size, dtype=dtype)
+    alpha, sigma = torch.randn(2, 3, dtype=dtype)
+    expected = alpha[:, None] * x + sigma[:, None] * noise
+    x_t, kept = pf.ops.diffuse(x, alpha, sigma, noise=noise)
+    assert kept is noise
+    torch.testing.assert_close(x_t, expected)
+    long, none = pf.ops.diffuse(x, alpha, sigma, noise=noise, sample_offset=1, return_noise=False)
+    assert none is None
+    assert torch.equal(x_t, long)

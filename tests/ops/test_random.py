@@ -1,6 +1,7 @@
 """Random numbers: known answers, the same numbers however a batch is cut, and the distributions."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -154,6 +155,38 @@ def test_a_missing_seed_follows_torch():
     g = torch.Generator().manual_seed(4)
     c = pf.ops.random_normal((8,), generator=g)
     assert torch.equal(c, pf.ops.random_normal((8,), generator=torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("name", ["random_uniform", "random_normal"])
+def test_few_numbers_are_the_same_by_the_short_way(name):
+    """A shape as a tuple takes it, as a list does not."""
+    f = getattr(pf.ops, name)
+    for shape in ((7,), (3, 5), (2, 3, 4), (0,), (0, 3)):
+        for seed in (0, 5, -1, -(2**63), 2**63, 2**64 - 1):
+            kwargs = {"seed": seed, "stream": 3, "sample_offset": 9, "dtype": torch.float64}
+            assert torch.equal(f(shape, **kwargs), f(list(shape), **kwargs))
+        for make in (lambda: None, lambda: torch.Generator().manual_seed(4)):
+            drawn = []
+            for form in (shape, list(shape)):
+                torch.manual_seed(8)
+                g = make()
+                drawn.append((f(form, generator=g), f(form, generator=g), torch.rand(3)))
+            assert all(map(torch.equal, *drawn))
+    with torch.device("meta"):
+        assert f((3,), 1).is_meta
+
+
+def test_threads_do_not_share_a_seed():
+    """Drawing one lets other threads go on before it is used."""
+
+    def draw(thread, form):
+        g = torch.Generator().manual_seed(thread)
+        return torch.stack([pf.ops.random_normal(form((8,)), generator=g) for _ in range(300)])
+
+    with ThreadPoolExecutor(4) as pool:
+        drawn = pool.map(lambda thread: draw(thread, tuple), range(4))
+        for thread, numbers in enumerate(drawn):
+            assert torch.equal(numbers, draw(thread, list))
 
 
 def test_default_dtype_and_device():

@@ -7,6 +7,7 @@ from the same generators. What the library keeps on a GPU is left to the library
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,31 +16,36 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from pyfastgan.ops import denoise_step, diffuse
 from pyfastgan.ops.denoise_step import COEFFICIENTS
-
-from ..swap import serves
 
 F = np.float32
 HALF, ONE, TWO = F(0.5), F(1), F(2)
 
 
-def ready(*tensors: Any) -> bool:
-    """Whether these are samples of one shape, in float32, that the ops take."""
-    first = tensors[0]
-    for t in tensors:
-        if not isinstance(t, Tensor) or t.dtype != torch.float32 or t.shape != first.shape:
+def ready(first: Any, *others: Any) -> bool:
+    """Whether these are samples of one shape, in float32 outside autocast, that the ops take."""
+    if not isinstance(first, Tensor) or first.dtype is not torch.float32:
+        return False
+    shape, device = first.shape, first.device
+    for t in others:
+        if not isinstance(t, Tensor) or t.dtype is not torch.float32 or t.shape != shape:
             return False
-        if t.device != first.device:
+        if t.device != device:
             return False
-    return first.dim() >= 2 and serves(first)
+    return len(shape) >= 2 and not torch.is_autocast_enabled(device.type)
+
+
+def served(table: Any, *tensors: Any) -> bool:
+    """Whether these are samples as above and the table is a tensor, outside tracing."""
+    return not is_compiling() and isinstance(table, Tensor) and ready(*tensors)
 
 
 def table_of(t: Any) -> Any:
     """A table as numpy's array; None if it is elsewhere or of another type."""
-    known = isinstance(t, Tensor) and t.device.type == "cpu" and t.dtype == torch.float32
-    return t.numpy() if known and not torch.compiler.is_compiling() else None
+    return t.numpy() if t.is_cpu and t.dtype is torch.float32 else None
 
 
 # For each scheduler and key: a table, its version, and what was made of it.
@@ -90,12 +96,22 @@ def x0_row(kind: str, alpha: Any, sigma: Any) -> dict[str, Any] | None:
     return None
 
 
+def output(kind: Any, **fields: Any) -> Any:
+    """An output of the library's with all its fields, none of them None. Its own constructor looks at each field three
+    times, which takes as long as a small step."""
+    made = OrderedDict.__new__(kind)
+    vars(made).update(fields)
+    for name, value in fields.items():
+        OrderedDict.__setitem__(made, name, value)
+    return made
+
+
 def noise_like(x: Tensor, generator: Any) -> Tensor:
     return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def mixed(x: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    if alpha.shape[0] != x.shape[0]:
+    if alpha.size(0) != x.size(0):
         alpha, sigma = alpha.expand(x.size(0)), sigma.expand(x.size(0))
     return diffuse(x, alpha, sigma, noise=noise, return_noise=False)[0]
 
@@ -109,44 +125,53 @@ class Cumulative:
         x = original_samples
         if not ready(x, noise):
             return super().add_noise(x, noise, timesteps)  # type: ignore[misc]
-        table, places = table_of(self.alphas_cumprod), _numbers(timesteps)
-        if x.device.type == "cpu" and table is not None and places is not None:
-            shares = table[places.reshape(-1)]
-            alpha, sigma = np.sqrt(shares), np.sqrt(ONE - shares)
-            return mixed(x, noise, torch.from_numpy(alpha), torch.from_numpy(sigma))
+        places = _numbers(timesteps) if x.is_cpu else None
+        if places is not None:
+            factors = kept(self, self.alphas_cumprod, "mixed", self._factors)
+            if factors is not None:
+                places = places.reshape(-1)
+                alpha, sigma = [torch.from_numpy(t[places]) for t in factors]
+                return mixed(x, noise, alpha, sigma)
         self.alphas_cumprod = self.alphas_cumprod.to(device=x.device)
         share = self.alphas_cumprod[timesteps.to(x.device)]
         return mixed(x, noise, (share**0.5).flatten(), ((1 - share) ** 0.5).flatten())
 
+    def _factors(self) -> Any:
+        table = table_of(self.alphas_cumprod)
+        return None if table is None else (np.sqrt(table), np.sqrt(ONE - table))
+
 
 def _numbers(t: Any) -> Any:
     """Timesteps as numpy's array; None where that would wait, round or be traced."""
-    usual = isinstance(t, Tensor) and t.device.type == "cpu" and not torch.compiler.is_compiling()
-    return t.detach().numpy() if usual and t.dtype in (torch.int64, torch.float32) else None
-
-
-def _rising(falling: Any) -> Any:
-    """A schedule that falls, backwards; False if it does not fall."""
-    return falling[::-1].copy() if (falling[1:] < falling[:-1]).all() else False
-
-
-def _places(rising: Any, wanted: Any) -> Any:
-    """Where timesteps stand in a schedule; None if one of them stands nowhere."""
-    behind = np.searchsorted(rising, wanted)
-    if not len(wanted) or behind.max() >= len(rising) or (rising[behind] != wanted).any():
+    usual = isinstance(t, Tensor) and t.is_cpu and not is_compiling()
+    if not usual or not (t.dtype is torch.int64 or t.dtype is torch.float32):
         return None
-    return len(rising) - 1 - behind
+    return (t.detach() if t.requires_grad else t).numpy()
+
+
+def _places(falling: Tensor) -> dict[float, int] | None:
+    """Where each timestep of a schedule that falls stands in it; None if it does not fall."""
+    if not bool((falling[1:] < falling[:-1]).all()):
+        return None
+    return {t: place for place, t in enumerate(falling.tolist())}
 
 
 def levels_of(scheduler: Any, timesteps: Tensor) -> Any:
     """The places of timesteps in the schedule, all at once; None where the library has a rule of its own for them."""
     if scheduler.begin_index is None:
-        table, wanted = _numbers(scheduler.timesteps), _numbers(timesteps)
-        if table is not None and wanted is not None and table.dtype == wanted.dtype:
-            rising = kept(scheduler, scheduler.timesteps, "rising", lambda: _rising(table))
-            places = None if rising is False else _places(rising, wanted)
-            if places is not None:
-                return places
+        table = scheduler.timesteps
+        if (
+            timesteps.dtype is table.dtype
+            and table.is_cpu
+            and timesteps.is_cpu
+            and not is_compiling()
+        ):
+            places = kept(scheduler, table, "places", lambda: _places(table))
+            try:
+                if places is not None and len(timesteps):
+                    return np.array([places[t] for t in timesteps.tolist()])
+            except KeyError:
+                pass
         same = scheduler.timesteps[None] == timesteps[:, None]
         if not bool((same.sum(1) == 1).all()):
             return None
@@ -160,8 +185,8 @@ def noised(
 ) -> Tensor | None:
     """x_t of the schedulers that keep sigmas; None if the library has to serve. `map` gives alpha and sigma of a
     sigma; `kind` names what it depends on."""
-    usual = ready(x, noise) and isinstance(timesteps, Tensor) and timesteps.dim() == 1
-    if not usual or any(t.device.type != "cpu" for t in (x, timesteps, scheduler.sigmas)):
+    usual = isinstance(timesteps, Tensor) and timesteps.dim() == 1 and ready(x, noise)
+    if not usual or not (x.is_cpu and timesteps.is_cpu and scheduler.sigmas.is_cpu):
         return None
     levels = levels_of(scheduler, timesteps)
     if levels is None:

@@ -17,7 +17,8 @@ from .common import (
     bounds,
     kept,
     noise_like,
-    ready,
+    output,
+    served,
     table_of,
     update,
     x0_row,
@@ -36,19 +37,19 @@ class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
         variance_noise: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        table, config = table_of(self.alphas_cumprod), self.config
+        table, config = self.alphas_cumprod, self.config
         tensors = (model_output, sample, *([] if variance_noise is None else [variance_noise]))
         clash = variance_noise is not None and generator is not None
         row = None
-        if self.num_inference_steps and table is not None and ready(*tensors) and not clash:
+        if self.num_inference_steps and not clash and served(table, *tensors):
             t, kind = int(timestep), config.prediction_type
             settings = (self.num_inference_steps, float(self.final_alpha_cumprod), eta)
             key = (t, kind, use_clipped_model_output, *settings)
             row = kept(
                 self,
-                self.alphas_cumprod,
+                table,
                 key,
-                lambda: self._row(table, t, eta, use_clipped_model_output),
+                lambda: self._row(table_of(table), t, eta, use_clipped_model_output),
             )
         if row is None:
             return super().step(
@@ -69,9 +70,11 @@ class DDIMScheduler(Cumulative, diffusers.DDIMScheduler):
         y, x0 = update(sample, model_output, row, **options)
         if not return_dict:
             return y, x0
-        return scheduling_ddim.DDIMSchedulerOutput(prev_sample=y, pred_original_sample=x0)
+        return output(scheduling_ddim.DDIMSchedulerOutput, prev_sample=y, pred_original_sample=x0)
 
     def _row(self, table: Any, t: int, eta: float, use_clipped_model_output: bool) -> Any:
+        if table is None:
+            return None
         kind = self.config.prediction_type
         before = t - self.config.num_train_timesteps // self.num_inference_steps
         share = table[t]

@@ -18,7 +18,8 @@ from .common import (
     bounds,
     kept,
     noise_like,
-    ready,
+    output,
+    served,
     table_of,
     update,
     x0_row,
@@ -34,13 +35,13 @@ class DDPMScheduler(Cumulative, diffusers.DDPMScheduler):
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        table, config = table_of(self.alphas_cumprod), self.config
+        table, config = self.alphas_cumprod, self.config
         known = self.variance_type in DEVIATIONS
-        if table is None or not known or not ready(model_output, sample):
+        if not known or not served(table, model_output, sample):
             return super().step(model_output, timestep, sample, generator, return_dict)
         t, before = int(timestep), int(self.previous_timestep(timestep))
         key = (t, before, config.prediction_type, self.variance_type)
-        row = kept(self, self.alphas_cumprod, key, lambda: self._row(table, t, before))
+        row = kept(self, table, key, lambda: self._row(table_of(table), t, before))
         if row is None:
             return super().step(model_output, timestep, sample, generator, return_dict)
         options = bounds(config)
@@ -50,9 +51,11 @@ class DDPMScheduler(Cumulative, diffusers.DDPMScheduler):
         y, x0 = update(sample, model_output, row, **options)
         if not return_dict:
             return y, x0
-        return scheduling_ddpm.DDPMSchedulerOutput(prev_sample=y, pred_original_sample=x0)
+        return output(scheduling_ddpm.DDPMSchedulerOutput, prev_sample=y, pred_original_sample=x0)
 
     def _row(self, table: Any, t: int, before: int) -> Any:
+        if table is None:
+            return None
         share, share_before = table[t], table[before] if before >= 0 else ONE
         rest, rest_before = ONE - share, ONE - share_before
         ratio = share / share_before

@@ -19,7 +19,8 @@ from .common import (
     kept,
     noise_like,
     noised,
-    ready,
+    output,
+    served,
     table_of,
     update,
     x0_row,
@@ -80,15 +81,16 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
         variance_noise: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        config, sigmas = self.config, table_of(self.sigmas)
+        config = self.config
         sde = config.algorithm_type == "sde-dpmsolver++"
         usual = (
             self.num_inference_steps is not None
-            and sigmas is not None
             and (sde or config.algorithm_type == "dpmsolver++")
             and config.variance_type not in ("learned", "learned_range")
             and config.solver_type in ("midpoint", "heun")
-            and ready(model_output, sample, *[m for m in self.model_outputs if m is not None])
+            and served(
+                self.sigmas, model_output, sample, *[m for m in self.model_outputs if m is not None]
+            )
         )
         row = None
         if usual:
@@ -97,7 +99,7 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
             order, place = self._order(), self.step_index
             settings = (config.prediction_type, config.algorithm_type, config.solver_type)
             key = (place, order, config.use_flow_sigmas, *settings)
-            row = kept(self, self.sigmas, key, lambda: self._row(sigmas, order))
+            row = kept(self, self.sigmas, key, lambda: self._row(order))
         if row is None:
             return super().step(
                 model_output, timestep, sample, generator, variance_noise, return_dict
@@ -115,9 +117,12 @@ class DPMSolverMultistepScheduler(diffusers.DPMSolverMultistepScheduler):
         self.model_outputs[-1] = x0
         self.lower_order_nums = min(self.lower_order_nums + 1, config.solver_order)
         self._step_index += 1
-        return SchedulerOutput(prev_sample=y) if return_dict else (y,)
+        return output(SchedulerOutput, prev_sample=y) if return_dict else (y,)
 
-    def _row(self, sigmas: Any, order: int) -> Tensor | None:
+    def _row(self, order: int) -> Tensor | None:
+        sigmas = table_of(self.sigmas)
+        if sigmas is None:
+            return None
         sigma, kind = sigmas[self.step_index], self.config.prediction_type
         if kind == "flow_prediction":
             row: Any = {"x0_state": ONE, "x0_prediction": -sigma}

@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers import scheduling_euler_discrete
 from torch import Tensor
 
-from .common import ONE, as_row, kept, noised, ready, table_of, update
+from .common import ONE, as_row, kept, noised, output, served, table_of, update
 
 
 class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
@@ -26,11 +26,16 @@ class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        sigmas, kind = table_of(self.sigmas), self.config.prediction_type
+        kind, row = self.config.prediction_type, None
         known = kind in ("epsilon", "v_prediction", "sample", "original_sample")
         index = isinstance(timestep, int | torch.IntTensor | torch.LongTensor)
         usual = known and not index and self.is_scale_input_called and not s_churn > 0
-        if sigmas is None or not usual or not ready(model_output, sample):
+        if usual and served(self.sigmas, model_output, sample):
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            place = self.step_index
+            row = kept(self, self.sigmas, (place, kind), lambda: self._row(kind, place))
+        if row is None:
             return super().step(
                 model_output,
                 timestep,
@@ -42,16 +47,16 @@ class EulerDiscreteScheduler(diffusers.EulerDiscreteScheduler):
                 generator,
                 return_dict,
             )
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        place = self.step_index
-        row = kept(self, self.sigmas, (place, kind), lambda: _row(kind, *sigmas[place : place + 2]))
         y, x0 = update(sample, model_output, row)
         self._step_index += 1
         if not return_dict:
             return y, x0
-        output = scheduling_euler_discrete.EulerDiscreteSchedulerOutput
-        return output(prev_sample=y, pred_original_sample=x0)
+        kind_of_output = scheduling_euler_discrete.EulerDiscreteSchedulerOutput
+        return output(kind_of_output, prev_sample=y, pred_original_sample=x0)
+
+    def _row(self, kind: str, place: int) -> Tensor | None:
+        sigmas = table_of(self.sigmas)
+        return None if sigmas is None else _row(kind, *sigmas[place : place + 2])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         x_t = noised(
