@@ -51,7 +51,9 @@ PF_FN void read_pixels(const T* x, int64_t pixels, int64_t at, int64_t count, V*
 
 constexpr int64_t planes(int channels, int64_t mixtures) { return mixtures * (channels == 3 ? 10 : 3); }
 
-// sums holds, for each pixel, ln sum exp of the logits and then of the weighted masses.
+// sums holds, for each pixel, ln sum exp of the logits; the largest logarithm of a weighted mass without its ratio; and
+// the sum of the weighted masses over that: far out, where the logarithm has no digits left for this sum, the gradients
+// need it.
 template <class T, int C>
 void forward(const T* x, const T* params, Scalar<Pack<T>>* nll, Scalar<Pack<T>>* sums, int64_t samples,
              int64_t mixtures, int64_t pixels, int threads) {
@@ -70,24 +72,26 @@ void forward(const T* x, const T* params, Scalar<Pack<T>>* nll, Scalar<Pack<T>>*
                 V value[C];
                 M low[C], high[C];
                 read_pixels<T, C>(image, pixels, at, count, value, low, high);
+                const V one = splat<V>(1);
                 LogSum<V> weight, mass;
                 for (int64_t m = 0; m < mixtures; ++m) {
                     Component<V, C> part;
                     read_component<T, C>(own, mixtures, pixels, m, at, count, part);
                     V ratio;
-                    const V logit = part.logit, rest = part.apply(value, low, high, ratio), v = rest + logarithm(ratio);
+                    const V logit = part.logit, rest = part.apply(value, low, high, ratio);
                     if (m == 0) {
-                        weight.start(logit);
-                        mass.start(v);
+                        weight.start(logit, one);
+                        mass.start(rest, ratio);
                     } else {
-                        weight.add(logit);
-                        mass.add(v);
+                        weight.add(logit, one);
+                        mass.add(rest, ratio);
                     }
                 }
-                const V weights = weight.value(), masses = mass.value();
-                write_some<S>(sums + (2 * n) * pixels + at, weights, count);
-                write_some<S>(sums + (2 * n + 1) * pixels + at, masses, count);
-                const V pixel = weights - masses;
+                const V weights = weight.value();
+                write_some<S>(sums + (3 * n) * pixels + at, weights, count);
+                write_some<S>(sums + (3 * n + 1) * pixels + at, mass.most, count);
+                write_some<S>(sums + (3 * n + 2) * pixels + at, mass.sum, count);
+                const V pixel = weights - mass.value();
                 for (int lane = 0; lane < count; ++lane) total += pixel[lane];
             }
             return total;
@@ -113,15 +117,16 @@ void backward(const Scalar<Pack<T>>* dnll, const T* x, const T* params, const Sc
                 read_pixels<T, C>(x + n * C * pixels, pixels, at, count, value, low, high);
                 PF_UNROLL_CHANNELS
                 for (int c = 0; c < C; ++c) slope[c] = splat<V>(0);
-                const V weights = read_some<S>(sums + (2 * n) * pixels + at, count);
-                const V masses = read_some<S>(sums + (2 * n + 1) * pixels + at, count);
+                const V weights = read_some<S>(sums + (3 * n) * pixels + at, count);
+                const V most = read_some<S>(sums + (3 * n + 1) * pixels + at, count);
+                const V share = dnll[n] / read_some<S>(sums + (3 * n + 2) * pixels + at, count);
                 for (int64_t m = 0; m < mixtures; ++m) {
                     Component<V, C> part;
                     read_component<T, C>(params + start, mixtures, pixels, m, at, count, part);
                     const V prior = dnll[n] * exponential(part.logit - weights);
                     V ratio;
                     const V rest = part.apply(value, low, high, ratio);
-                    const V posterior = dnll[n] * exponential(rest - masses) * ratio;
+                    const V posterior = share * exponential(rest - most) * ratio;
                     part.differentiate(value, -posterior, prior - posterior, slope);
                     T* to = dparams + start;
                     write_some(to + m * pixels + at, part.logit, count);

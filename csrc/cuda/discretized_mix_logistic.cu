@@ -27,7 +27,7 @@ struct Pixels {
     PF_FN T* parameters(T* params, int channels, int64_t item) const {
         return params + item / pixels * (planes(channels) * mixtures * pixels) + item % pixels;
     }
-    PF_FN int64_t sums(int64_t item) const { return item / pixels * 2 * pixels + item % pixels; }
+    PF_FN int64_t sums(int64_t item) const { return item / pixels * 3 * pixels + item % pixels; }
 };
 
 template <class T, int C, class V = Computed<T>>
@@ -54,7 +54,7 @@ __device__ __forceinline__ void read_pixel(const T* x, const Pixels& p, V value[
     }
 }
 
-// For each pixel ln sum exp of the logits and then of the weighted masses.
+// sums as in csrc/cpu/discretized_mix_logistic.cpp.
 template <class T, int C>
 __global__ void __launch_bounds__(kThreads, 2) forward(const T* x, const T* params, Computed<T>* sums, Pixels p) {
     using V = Computed<T>;
@@ -63,22 +63,24 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const T* x, const T* para
         bool low[C], high[C];
         read_pixel<T, C>(p.image(x, C, item), p, value, low, high);
         const T* own = p.parameters(params, C, item);
+        const V one = V(1);
         LogSum<V> weight{}, mass{};
         for (int64_t m = 0; m < p.mixtures; ++m) {
             Component<V, C> part;
             read_component<T, C>(own, p, m, part);
             V ratio;
-            const V logit = part.logit, rest = part.apply(value, low, high, ratio), v = rest + logarithm(ratio);
+            const V logit = part.logit, rest = part.apply(value, low, high, ratio);
             if (m == 0) {
-                weight.start(logit);
-                mass.start(v);
+                weight.start(logit, one);
+                mass.start(rest, ratio);
             } else {
-                weight.add(logit);
-                mass.add(v);
+                weight.add(logit, one);
+                mass.add(rest, ratio);
             }
         }
         sums[p.sums(item)] = weight.value();
-        sums[p.sums(item) + p.pixels] = mass.value();
+        sums[p.sums(item) + p.pixels] = mass.most;
+        sums[p.sums(item) + 2 * p.pixels] = mass.sum;
     }
 }
 
@@ -96,14 +98,15 @@ __global__ void __launch_bounds__(kThreads, 2) backward(const Computed<T>* dnll,
         const T* own = p.parameters(params, C, item);
         T* to = p.parameters(dparams, C, item);
         const V g = dnll[item / p.pixels];
-        const V weights = sums[p.sums(item)], masses = sums[p.sums(item) + p.pixels];
+        const V weights = sums[p.sums(item)], most = sums[p.sums(item) + p.pixels];
+        const V share = g / sums[p.sums(item) + 2 * p.pixels];
         for (int64_t m = 0; m < p.mixtures; ++m) {
             Component<V, C> part;
             read_component<T, C>(own, p, m, part);
             const V prior = g * exponential(part.logit - weights);
             V ratio;
             const V rest = part.apply(value, low, high, ratio);
-            const V posterior = g * exponential(rest - masses) * ratio;
+            const V posterior = share * exponential(rest - most) * ratio;
             part.differentiate(value, -posterior, prior - posterior, slope);
             to[m * p.pixels] = from_scalar<T>(part.logit);
             PF_UNROLL_CHANNELS
@@ -194,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) draw(const T* params, T* x, Noise n,
 
 }  // namespace
 
-// channels is 1 or 3. sums, (samples, 2, pixels), is of the type that is computed in.
+// channels is 1 or 3. sums, (samples, 3, pixels), is of the type that is computed in.
 static const char* discretized_mix_logistic(const void* x, const void* params, void* sums, int type, int64_t samples,
                                             int64_t channels, int64_t mixtures, int64_t pixels, void* queue) {
     return with_type(type, [&](auto t) {

@@ -147,19 +147,19 @@ PF_FN int64_t plane_of(int64_t mixtures, int channels, int channel, int kind, in
     return mixtures * (1 + channel * kinds + kind) + m;
 }
 
-// max + ln sum of exp over values that come one by one.
+// The largest of values v that come one by one, each with a positive factor, and the sum of factor e^(v - most).
 template <class V>
 struct LogSum {
     V most, sum;
-    PF_FN void start(V v) {
+    PF_FN void start(V v, V factor) {
         most = v;
-        sum = splat<V>(1);
+        sum = factor;
     }
-    PF_FN void add(V v) {
+    PF_FN void add(V v, V factor) {
         using S = Scalar<V>;
         const V apart = select(v == most, splat<V>(0), v - most);  // also where both are -infinity
         const V e = exponential(-absolute(apart));
-        sum = select(apart > S(0), sum * e + S(1), sum + e);
+        sum = select(apart > S(0), sum * e + factor, sum + factor * e);
         most = select(apart > S(0), v, most);
     }
     PF_FN V value() const { return most + logarithm(sum); }

@@ -177,7 +177,8 @@ def _derivative(
         x = _add_bias(at, bias)
         y, first = a.value(x, slope) * gain, a.slope(x, slope)
     first = first * gain
-    return first if clamp is None else first * (y.abs() < clamp)
+    # NaN is not bound, as in `_bound`.
+    return first if clamp is None else first * ~(y.abs() >= clamp)
 
 
 def _channel_sums(x: Tensor, wanted: bool) -> Tensor:
@@ -244,7 +245,7 @@ def _backward_backward_reference(
     biased = _add_bias(x, bias)
     v = _add_bias(ddx, shift) * gain
     if clamp is not None:
-        v = v * ((a.value(biased, slope) * gain).abs() < clamp)
+        v = v * ~((a.value(biased, slope) * gain).abs() >= clamp)
     grad_dy, grad_x = v * a.slope(biased, slope), v * dy * a.curvature(biased, slope)
     return (
         dense_like(grad_dy.to(like.dtype), like),

@@ -61,6 +61,8 @@ def bad_calls() -> tuple[BadCall, ...]:
                 "running_mean belongs to"),
         BadCall("running statistics of another width", (x,), {"running_mean": w, "running_var": torch.ones(5)},
                 ValueError, r"running_var must have shape \(6,\)"),
+        BadCall("expanded running statistics", (x,), {"running_mean": w, "running_var": w[:1].expand(6)},
+                ValueError, "running_var is written to"),
         BadCall("no running statistics", (x,), {"training": False}, ValueError, "running_mean and running_var"),
         BadCall("one value a channel", (torch.zeros(1, 6),), {}, ValueError, "x must have more than one value"),
         BadCall("one value an instance", (torch.zeros(4, 6, 1),), {"norm": "instance"}, ValueError,

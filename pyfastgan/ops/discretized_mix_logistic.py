@@ -20,7 +20,7 @@ the published code, which takes the density in the middle of a bin where the mas
 they sum to 1. Half types are computed in float32; under autocast all is float32.
 
 Differentiable once in x and params; a second derivative raises an error. Forward mode is served by
-the reference. Kept for the backward pass: the inputs and two numbers a pixel. Deterministic.
+the reference. Kept for the backward pass: the inputs and three numbers a pixel. Deterministic.
 """
 
 from __future__ import annotations
@@ -94,17 +94,21 @@ def _log_masses(value: Tensor, middle: Tensor, half: Tensor, log_scales: Tensor)
 
 
 def _sums_formula(x: Tensor, params: Tensor) -> Tensor:
-    """(N, 2, ...): for each pixel ln sum exp of the logits, and of logits plus log-masses."""
+    """(N, 3, ...): for each pixel ln sum exp of the logits; and of logits plus log-masses a number near the largest,
+    and the sum of their exp over that one's. The gradients are shares of this sum, of which a logarithm far from
+    zero has no digits."""
     dtype = accumulation(x.dtype)
     value, params = x.to(dtype)[:, :, None], params.to(dtype)
     logits, means, log_scales, c = split_parameters(params, x.size(1))
     middle, half, _ = _standardised(value, means, log_scales, c)
     mass = _log_masses(value, middle, half, log_scales).sum(1)
-    return torch.stack((logits.logsumexp(1), (logits + mass).logsumexp(1)), 1)
+    most = (logits + mass).detach().amax(1)
+    most = torch.where(most.abs() == math.inf, 0, most)
+    return torch.stack((logits.logsumexp(1), most, (logits + mass - most[:, None]).exp().sum(1)), 1)
 
 
 def _total(sums: Tensor) -> Tensor:
-    return (sums[:, 0] - sums[:, 1])[..., None].flatten(1).sum(1)
+    return (sums[:, 0] - sums[:, 1] - sums[:, 2].log())[..., None].flatten(1).sum(1)
 
 
 def discretized_mix_logistic_reference(x: Tensor, params: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def _backward_reference(
     width = (double / torch.expm1(double)).masked_fill(low | high, 0)
     g = dnll.reshape(-1, *[1] * (logits.dim() - 1))
     mass = _log_masses(value, middle, half, log_scales).sum(1)
-    posterior = g * torch.exp(logits + mass - sums[:, 1:])
+    posterior = g * torch.exp(logits + mass - sums[:, 1:2]) / sums[:, 2:]
     prior = g * torch.exp(logits - sums[:, :1])
     of_mass = -posterior[:, None]
     dmeans = -of_mass * (above - below) * inverse
@@ -156,7 +160,7 @@ def _like(x: Tensor) -> Tensor:
 def _forward_fake(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     dtype = accumulation(x.dtype)
     rows, _, *pixels = x.shape
-    return x.new_empty(rows, dtype=dtype), fresh(x, (rows, 2, *pixels), dtype)
+    return x.new_empty(rows, dtype=dtype), fresh(x, (rows, 3, *pixels), dtype)
 
 
 def _backward_fake(

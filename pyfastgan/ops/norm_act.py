@@ -204,6 +204,14 @@ def _check(
         raise ValueError(f"running_mean and running_var go together, but {missing} is missing")
     if running_mean is not None and norm in ("group", "layer"):
         raise ValueError(f"running_mean belongs to batch and instance norm, got norm={norm!r}")
+    if training:
+        for argument in ("running_mean", "running_var"):
+            t = parameters[argument]
+            if t is not None and len(t) > 1 and t.stride(0) == 0:
+                raise ValueError(
+                    f"{argument} is written to and must have memory for each of its {len(t)} elements, "
+                    f"got an expanded tensor"
+                )
     if running_mean is None and not training and norm == "batch":
         raise ValueError(
             "running_mean and running_var are needed for batch norm with training=False"
@@ -266,6 +274,9 @@ def _plain(
         ):
             return None
     if (mean is None) != (var is None) or _is_compiling() or forward_mode():
+        return None
+    # Torch writes to an expanded tensor too.
+    if mean is not None and not (mean.is_contiguous() and var.is_contiguous()):  # type: ignore[union-attr]
         return None
     # The function in torch.nn.functional only checks once more.
     z = torch.batch_norm(x, weight, bias, mean, var, True, momentum, eps, False)

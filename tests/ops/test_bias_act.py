@@ -102,6 +102,32 @@ def test_accuracy_over_the_whole_range(backend, act):
         assert error.max() < 1e-6, f"at x = {grid[error.argmax()].item()}"
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="without compiled kernels")
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "silu", "softplus"])
+def test_functions_are_known_to_their_last_digits(act):
+    """In float32, relative to the value however small that is, as csrc/math/elementary.h says of them."""
+    small = torch.logspace(-36, 1.5, 20_001)
+    grid = torch.cat((torch.linspace(-12, 12, 40_001), small, -small))
+    with pf.use_backend("cpu"):
+        y = pf.ops.bias_act(grid, None, act)
+    exact = bias_act_reference(grid.double(), None, act)
+    error = torch.where(exact.abs() > 1e-36, (y - exact) / exact, 0).abs()
+    assert error.max() < 2e-7, f"at x = {grid[error.argmax()].item()}"
+
+
+def test_no_bound_binds_a_nan():
+    """Every backend's derivative passes there, as the definition's: the bias' gradient counts that element."""
+    x = torch.tensor([[math.nan, 0.3], [9.0, -0.1]])
+    found = []
+    for backend in ("reference", *BACKENDS, None):
+        bias = torch.zeros(2, requires_grad=True)
+        with pf.use_backend(backend or "reference"):
+            function = pf.ops.bias_act if backend else bias_act_reference
+            y = function(x, bias, "linear", gain=-1.5, clamp=0.8)
+            found.append(torch.autograd.grad(y.sum(), bias)[0].tolist())
+    assert all(g == [-1.5, -3.0] for g in found), found
+
+
 def kept(act, **kwargs):
     """What the forward pass saves: the names of known tensors, and the bytes of anything else."""
     x = torch.randn(4, 3, 8, 8, requires_grad=True)

@@ -118,3 +118,20 @@ def test_wrong_samples_are_refused(backend):
         pf.ops.sample_discretized_mix_logistic(torch.zeros(1, 10), 2)
     with pytest.raises(ValueError, match="params must have shape"):
         pf.ops.sample_discretized_mix_logistic(torch.zeros(1, 12), 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("away", [1e3, 1e8, 1e20])
+def test_shares_of_components_sum_to_one_however_far_they_are(backend, away, dtype):
+    """Where a log-mass has no digits for a sum of masses, gradients of logits still add up to zero."""
+    params = parameters(2, 40, 5, planes=10, dtype=dtype)
+    params[:, 4:8] += away  # the means of the first channel
+    params.requires_grad_()
+    x = LEVELS[torch.arange(30) * 8].view(2, 3, 5).to(dtype)
+    with pf.use_backend(backend):
+        nll = pf.ops.discretized_mix_logistic(x, params)
+        (grad,) = torch.autograd.grad(nll.sum(), params)
+    assert grad[:, :4].abs().max() > 0.1
+    torch.testing.assert_close(
+        grad[:, :4].sum(1), torch.zeros(2, 5, dtype=dtype), rtol=0, atol=3e-6
+    )

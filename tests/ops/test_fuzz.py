@@ -138,9 +138,11 @@ def floating(value):
 
 
 def largest(call):
-    """Of the numbers in tensors; not finite if one is not."""
-    tensors = [t for t in (*call[0], *call[1].values()) if floating(t)]
+    """Of the numbers in tensors, not finite if one is not, and of finite settings."""
+    values = (*call[0], *call[1].values())
+    tensors = [t for t in values if floating(t)]
     sizes = [t.abs().max().item() for t in tensors if t.device.type != "meta" and t.numel()]
+    sizes += [abs(v) for v in values if isinstance(v, float) and math.isfinite(v)]
     return math.nan if any(math.isnan(size) for size in sizes) else max(sizes, default=0.0)
 
 
@@ -180,10 +182,12 @@ def untouched(op, call, plain):
         None if a is None or b is None or a.device.type == "meta" or a.shape != b.shape else a == b
         for a, b in pairs
     ]
-    # A NaN may count where the reference does not look at it (a logit of a single bin), in its own sample.
+    # A NaN may count where the reference does not look at it (a logit of a single bin, whose softmax of an infinity is
+    # NaN too), in its own sample.
     for x in values[0]:
         if floating(x) and x.dim() and x.device.type != "meta":
-            rows = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
+            spoilt = ~x.isfinite() if x.dim() > 1 and x.size(-1) == 1 else x.isnan()
+            rows = spoilt.flatten(1).any(1) if x.dim() > 1 else spoilt
             for mask in masks:
                 if mask is not None and mask.dim() and mask.size(0) == len(rows):
                     mask[rows] = False
