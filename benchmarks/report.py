@@ -124,7 +124,11 @@ def text(results, rows, sweeps, memory=(), gpu=None):
         "between the turns, or operations over the rate of a matrix product. *x eager* and *x "
         "compile* are their time over ours, *x limit* ours over the limit. The first call holds "
         "what has to be set up: loading for ours, compiling for compile, from an empty cache. An "
-        "op whose values are not its reference's gets no speed-up.",
+        "op whose values are not its reference's gets no speed-up. Large outputs of our kernels lie in "
+        "memory that is kept from call to call; those of the others are the C library's, which gives "
+        "them back to the system as in any program, and pay a page fault for every 4 KiB of new "
+        "memory (`GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592` "
+        "in the environment lets it keep them).",
         "## Where we lose",
         table(losing) if losing else "No row, against anyone.",
         *memory_parts([row for row in memory if more_than_others(row)], "### Memory"),

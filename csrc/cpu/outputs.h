@@ -107,6 +107,13 @@ public:
         free_.erase(free_.begin(), free_.begin() + static_cast<std::ptrdiff_t>(gone));
     }
 
+    void forget() {
+        const std::lock_guard<std::mutex> held(lock_);
+        for (const Memory& m : free_) to_system(m);
+        free_.clear();
+        free_bytes_ = 0;
+    }
+
     std::size_t free_bytes() {
         const std::lock_guard<std::mutex> held(lock_);
         return free_bytes_;
@@ -203,10 +210,17 @@ inline PyObject* output(PyObject*, PyObject* const* given, Py_ssize_t count) {
 // kept(): bytes that no tensor uses now.
 inline PyObject* kept(PyObject*, PyObject*) { return PyLong_FromSize_t(kept_memory().free_bytes()); }
 
+// forget(): gives these back to the system.
+inline PyObject* forget(PyObject*, PyObject*) {
+    kept_memory().forget();
+    Py_RETURN_NONE;
+}
+
 inline void bind_outputs(py::module_& m) {
     static PyMethodDef definitions[] = {
         {"output", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&output)), METH_FASTCALL, nullptr},
         {"kept", &kept, METH_NOARGS, nullptr},
+        {"forget", &forget, METH_NOARGS, nullptr},
     };
     for (PyMethodDef& definition : definitions)
         m.attr(definition.ml_name) = py::reinterpret_steal<py::object>(PyCFunction_New(&definition, nullptr));

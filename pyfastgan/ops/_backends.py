@@ -9,6 +9,7 @@ import importlib.util
 import os
 import warnings
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
 
@@ -37,6 +38,12 @@ def native(module: str) -> ModuleType:
     if isinstance(loaded, str):
         raise BackendError(loaded)
     return loaded
+
+
+def cpu_kernel(name: str) -> Any:
+    """A compiled kernel that is called past everything else; None where there is none, as in a build of other ops."""
+    loaded = _load("_cpu")
+    return None if isinstance(loaded, str) else getattr(loaded, name, None)
 
 
 def triton_interpreted() -> bool:

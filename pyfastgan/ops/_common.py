@@ -97,7 +97,7 @@ _DLPACK = {
 
 @functools.cache
 def _output_memory() -> Callable[[tuple[int, ...], tuple[int, ...], int], object] | None:
-    return None if _backends.missing("cpu") else _backends.native("_cpu").output
+    return _backends.cpu_kernel("output")
 
 
 def fresh(

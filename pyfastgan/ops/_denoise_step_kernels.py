@@ -261,7 +261,7 @@ _step = Kernel(
 
 # Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
 _MOST = 2**18
-_kernel = _backends.native("_cpu").denoise_step if _backends.missing("cpu") is None else None
+_kernel = _backends.cpu_kernel("denoise_step")
 
 
 def step_of_few(

@@ -168,12 +168,8 @@ _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _CPU = torch.device("cpu")
 # The kernels that few numbers come from without the calls that all others go through, which take longer than they do,
 # and the choices that allow it.
-_DIRECT = (
-    {name: getattr(_backends.native("_cpu"), name) for name in ("random_uniform", "random_normal")}
-    if _backends.missing("cpu") is None
-    else {}
-)
-_CHOSEN = ("auto", "cpu") if _DIRECT else ()
+_DIRECT = {name: _backends.cpu_kernel(name) for name in ("random_uniform", "random_normal")}
+_CHOSEN = ("auto", "cpu") if all(_DIRECT.values()) else ()
 
 
 class _Seed(threading.local):

@@ -29,7 +29,10 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 _KIND = ((2, 2), (1, 1), (1, 1))
 # Channels and features come in whole panels of the widest vectors. The kernel keeps 144 bytes for each pair of both.
 _CHANNELS, _FEATURES, _MOST = 32, 16, 1 << 18
-_SERVED = _backends.missing("cpu") is None and _backends.native("_cpu").isa != "portable"
+_SERVED = (
+    _backends.cpu_kernel("conv_weight_tiles") is not None
+    and _backends.native("_cpu").isa != "portable"
+)
 
 
 def _reference(image: Tensor, feature: Tensor, channels_last: bool) -> Tensor:

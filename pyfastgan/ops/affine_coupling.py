@@ -99,7 +99,7 @@ def _check(x: Tensor, raw_scale: Tensor, shift: Tensor, scale: str, clamp: float
 # On a CPU, up to this many elements torch's own few calls are sooner back than one of ours that has to be recorded for
 # a gradient; one that has not is for the kernel, past all that its calls usually go through, up to FEW of them.
 _SMALL = {"exp": 4096, "tanh": 1024}
-_kernel = _backends.native("_cpu").affine_coupling if _backends.missing("cpu") is None else None
+_kernel = _backends.cpu_kernel("affine_coupling")
 
 
 def _small(

@@ -95,7 +95,7 @@ _SMALL = {
     for dtype, type_number in TYPE_NUMBER.items()
     for act, a in ACTIVATIONS.items()
 }
-_kernel = _backends.native("_cpu").bias_act if _CPU_KERNELS else None
+_kernel = _backends.cpu_kernel("bias_act")
 # What torch is sooner back with all the same: one sum, and a gelu that costs less than ours.
 _ONE_PASS = ("linear", "gelu")
 # torch's function, and the one that writes over its argument.

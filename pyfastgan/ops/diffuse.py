@@ -123,7 +123,7 @@ def check_batch(argument: str, x: object) -> None:
 
 # Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
 _MOST = 2**18
-_kernel = _backends.native("_cpu").diffuse if _backends.missing("cpu") is None else None
+_kernel = _backends.cpu_kernel("diffuse")
 
 
 def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:

@@ -100,6 +100,8 @@ def test_keeps_no_more_than_it_says():
     before = kept()
     del huge
     assert kept() == before
+    _backends.native("_cpu").forget()
+    assert kept() == 0
 
 
 @keeps
