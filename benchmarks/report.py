@@ -29,6 +29,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 GPU = ROOT / "benchmarks" / "results" / "gpu_check.json"
 COLOURS = {"ours": "#1b6ca8", "eager": "#d1495b", "compile": "#edae49", "limit": "#7a7a7a"}
 OTHERS = ["#5b8e7d", "#8f6bb0", "#c08552", "#4f9d9d", "#b5546c"]
+MEMORY = """Our large outputs lie in memory that is kept from call to call; the C library gives the others' back and
+they pay a page fault for every 4 KiB of new memory, unless the environment says
+`GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592`."""
 # Reproducible files: no date, and the same names of the parts every time.
 plt.rcParams |= {"svg.hashsalt": "pyfastgan", "svg.fonttype": "none", "font.size": 9}
 
@@ -124,11 +127,7 @@ def text(results, rows, sweeps, memory=(), gpu=None):
         "between the turns, or operations over the rate of a matrix product. *x eager* and *x "
         "compile* are their time over ours, *x limit* ours over the limit. The first call holds "
         "what has to be set up: loading for ours, compiling for compile, from an empty cache. An "
-        "op whose values are not its reference's gets no speed-up. Large outputs of our kernels lie in "
-        "memory that is kept from call to call; those of the others are the C library's, which gives "
-        "them back to the system as in any program, and pay a page fault for every 4 KiB of new "
-        "memory (`GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592` "
-        "in the environment lets it keep them).",
+        "op whose values are not its reference's gets no speed-up. " + MEMORY,
         "## Where we lose",
         table(losing) if losing else "No row, against anyone.",
         *memory_parts([row for row in memory if more_than_others(row)], "### Memory"),
