@@ -16,24 +16,19 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import tables  # beside this file
+import plots  # beside this file
+import tables
 
 from pyfastgan.bench import duration, failures
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 GPU = ROOT / "benchmarks" / "results" / "gpu_check.json"
-COLOURS = {"ours": "#1b6ca8", "eager": "#d1495b", "compile": "#edae49", "limit": "#7a7a7a"}
-OTHERS = ["#5b8e7d", "#8f6bb0", "#c08552", "#4f9d9d", "#b5546c"]
+# Who has a column in the tables; all the others share one.
+COLUMNS = {"ours", "eager", "compile"}
 MEMORY = """Our large outputs lie in memory that is kept from call to call; the C library gives the others' back and
 they pay a page fault for every 4 KiB of new memory, unless the environment says
 `GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592`."""
-# Reproducible files: no date, and the same names of the parts every time.
-plt.rcParams |= {"svg.hashsalt": "pyfastgan", "svg.fonttype": "none", "font.size": 9}
 
 
 def main():
@@ -62,16 +57,16 @@ def main():
         if "sweep" in row:
             sweeps[row["sweep"]].append(row)
     if rows:
-        draw_speedups(rows, images / "benchmarks-speedup.svg")
-        draw_limits(rows, images / "benchmarks-limit.svg")
-        draw_first_calls(rows, images / "benchmarks-first-call.svg")
+        plots.draw_speedups(rows, images / "benchmarks-speedup.svg")
+        plots.draw_limits(rows, images / "benchmarks-limit.svg")
+        plots.draw_first_calls(rows, images / "benchmarks-first-call.svg")
     steps = [row for row in rows if " step" in row["name"]]
     if steps:
-        draw_times(steps, images / "benchmarks-steps.svg")
+        plots.draw_times(steps, images / "benchmarks-steps.svg")
     if memory:
-        draw_memory(memory, images / "benchmarks-memory.svg")
+        plots.draw_memory(memory, images / "benchmarks-memory.svg")
     if sweeps:
-        draw_sweeps(sweeps, images / "benchmarks-size.svg")
+        plots.draw_sweeps(sweeps, images / "benchmarks-size.svg")
     for page in (options.docs.parent / "README.md", *options.docs.glob("*.md")):
         if page.exists():
             page.write_text(tables.filled(page.read_text(), rows))
@@ -124,8 +119,8 @@ def text(results, rows, sweeps, memory=(), gpu=None):
         "All contestants of a row take turns in one process, and medians are compared. *Eager* is "
         "PyTorch as the field writes it, *compile* is `torch.compile` of that, and the *limit* is "
         "what the machine needs at least: bytes that must move over the copy bandwidth measured "
-        "between the turns, or operations over the rate of a matrix product. *x eager* and *x "
-        "compile* are their time over ours, *x limit* ours over the limit. The first call holds "
+        "between the turns, or operations over the rate of a matrix product. In brackets: "
+        "their time over ours, bold where we lose, and ours over the limit. The first call holds "
         "what has to be set up: loading for ours, compiling for compile, from an empty cache. An "
         "op whose values are not its reference's gets no speed-up. " + MEMORY,
         "## Where we lose",
@@ -263,140 +258,40 @@ def problems(row):
 
 
 def table(rows):
-    """Markdown, with a column for every contestant that is in one of the rows."""
-    names = list(dict.fromkeys(["ours", "eager", *(n for r in rows for n in r["contestants"])]))
-    others = names[1:]
-    compiled = "compile" in names
-    head = ["row", "shape", "threads", *names, "limit", *(f"x {n}" for n in others), "x limit"]
-    head += ["first call of ours"] + (["of compile"] if compiled else [])
+    """Markdown: our time, then each of the others' with how many of ours it takes."""
+    names = {name for row in rows for name in row["contestants"]}
+    compiled, others = "compile" in names, bool(names - COLUMNS)
+    head = ["row", "shape", "threads", "ours", "eager", *["compile"] * compiled]
+    head += [*["others"] * others, "limit", "first call", *["compile's first"] * compiled]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
     for row in rows:
-        cells = [row["name"], row["shape"], str(row["threads"])]
-        cells += [seconds(row, name) for name in names]
-        cells.append(duration(row["limit"]))
-        for name in [*others, "limit"]:
-            ratio = row["ratios"].get(name)
-            cells.append("-" if ratio is None else f"{ratio:.{1 if ratio >= 10 else 2}f}")
-        cells.append(seconds(row, "ours", "first_call"))
-        if compiled:
-            cells.append(seconds(row, "compile", "first_call"))
+        cells = [row["name"], row["shape"], str(row["threads"]), seconds(row, "ours")]
+        cells += [against(row, "eager"), *[against(row, "compile")] * compiled]
+        if others:
+            peers = [name for name in row["contestants"] if name not in COLUMNS]
+            cells.append("; ".join(f"{name} {against(row, name)}" for name in peers) or "-")
+        cells += [duration(row["limit"]) + times(row, "limit"), seconds(row, "ours", "first_call")]
+        cells += [seconds(row, "compile", "first_call")] * compiled
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def against(row, name):
+    return seconds(row, name) + times(row, name)
+
+
+def times(row, name):
+    """The row's ratio to somebody, in bold where we lose; of the limit, how many times it we take."""
+    ratio = row["ratios"].get(name)
+    if ratio is None:
+        return ""
+    text = f"{ratio:.{1 if ratio >= 10 else 2}f}x"
+    return f" (**{text}**)" if ratio < 1 and name != "limit" else f" ({text})"
 
 
 def seconds(row, name, key="seconds"):
     entry = row["contestants"].get(name, {})
     return "fails" if "error" in entry else duration(entry.get(key))
-
-
-def draw_speedups(rows, path):
-    """Bars of everybody's time over ours, on a logarithmic axis that starts at 1."""
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
-    for shift, name in ((-0.19, "eager"), (0.19, "compile")):
-        ratios = [row["ratios"].get(name) for row in rows]
-        places = [k + shift for k, ratio in enumerate(ratios) if ratio]
-        lengths = [ratio - 1 for ratio in ratios if ratio]
-        axes.barh(places, lengths, 0.36, left=1, color=COLOURS[name], label=f"over {name}")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("speed-up (1x = as fast)")
-    axes.legend()
-    save(figure, path)
-
-
-def draw_limits(rows, path):
-    """Bars of our time and eager's over the physical limit, on a logarithmic axis."""
-    rows = [row for row in rows if row["limit"]]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.3 * len(rows)), layout="constrained")
-    for shift, name in ((0.19, "ours"), (-0.19, "eager")):
-        found = [row["contestants"].get(name, {}).get("seconds") for row in rows]
-        places = [k + shift for k, seconds in enumerate(found) if seconds]
-        ratios = [s / row["limit"] for s, row in zip(found, rows) if s]
-        axes.barh(places, [r - 1 for r in ratios], 0.36, left=1, color=COLOURS[name], label=name)
-    axes.axvline(1, color=COLOURS["limit"], linewidth=1.5)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}, {row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("time over the limit (1x = the limit)")
-    axes.legend()
-    save(figure, path)
-
-
-def draw_groups(rows, values, path, label, names):
-    """Bars of several contestants, a group a row, on a logarithmic axis."""
-    names = [name for name in names if any(values(row, name) for row in rows)]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
-    width = 0.8 / len(names)
-    for k, name in enumerate(names):
-        found = [(place, values(row, name)) for place, row in enumerate(rows) if values(row, name)]
-        places = [place + (k - (len(names) - 1) / 2) * width for place, _ in found]
-        colour = COLOURS.get(name, OTHERS[k % len(OTHERS)])
-        axes.barh(places, [value for _, value in found], 0.9 * width, color=colour, label=name)
-    axes.set_xscale("log")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.legend()
-    save(figure, path)
-
-
-def timed(key):
-    return lambda row, name: row["contestants"].get(name, {}).get(key)
-
-
-def draw_first_calls(rows, path):
-    names = ("ours", "eager", "compile")
-    draw_groups(rows, timed("first_call"), path, "seconds of the first call", names)
-
-
-def draw_times(rows, path):
-    names = dict.fromkeys(name for row in rows for name in row["contestants"])
-    draw_groups(rows, timed("seconds"), path, "seconds of a step", names)
-
-
-def draw_memory(rows, path):
-    names = dict.fromkeys(name for row in rows for name in row["memory"])
-    values = lambda row, name: row["memory"].get(name, 0) / 2**20  # noqa: E731
-    draw_groups(rows, values, path, "MiB at the peak of one call", names)
-
-
-def draw_sweeps(sweeps, path):
-    """Nanoseconds an element over the number of elements; solid for one thread, dashed for more."""
-    figure, every = plt.subplots(
-        1, len(sweeps), figsize=(4.2 * len(sweeps) + 1.4, 3.6), squeeze=False, layout="constrained"
-    )
-    for axes, (name, rows) in zip(every[0], sweeps.items()):
-        for threads in sorted({row["threads"] for row in rows}):
-            own = sorted((r for r in rows if r["threads"] == threads), key=lambda r: r["elements"])
-            sizes = [row["elements"] for row in own]
-            times = {n: [r["contestants"][n]["seconds"] for r in own] for n in ("ours", "eager")}
-            times["limit"] = [row["limit"] for row in own]
-            for label, values in times.items():
-                axes.plot(
-                    sizes,
-                    [1e9 * value / size for value, size in zip(values, sizes)],
-                    "-" if threads == 1 else "--",
-                    color=COLOURS[label],
-                    label=f"{label}, {threads} thread{'s' * (threads > 1)}",
-                )
-        axes.set(title=name, xlabel="elements", xscale="log", yscale="log")
-    every[0][0].set_ylabel("nanoseconds an element")
-    figure.legend(*every[0][-1].get_legend_handles_labels(), loc="outside right upper")
-    save(figure, path)
-
-
-def save(figure, path):
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-    # matplotlib ends some lines in blanks.
-    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
 
 
 if __name__ == "__main__":

@@ -231,6 +231,7 @@ def finding(name, ratio, **more):
 
 def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     failing = {"ours": entry(1e-3), "eager": entry(2e-3), "compile": {"error": "Oh: no"}}
+    peers = {"ours": entry(1e-3), "eager": entry(2e-3), "a peer": entry(9e-4)}
     results = {
         "hardware": {"cpu": "a processor", "cores": 2, "threads": 1, "isa": None},
         "versions": {"python": "3", "torch": "2", "pyfastgan": "0", "revision": "abc"},
@@ -240,7 +241,7 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
             finding("loser", 0.5),
             finding("swept", 0.25, sweep="a sweep", elements=8),
             finding("wrong", 3.0, disagreement="off by 1", ratios={}),
-            finding("a step", 2.0),
+            finding("a step", 2.0, contestants=peers, ratios={"eager": 2.0, "a peer": 0.9}),
             {"name": "large", "shape": "8", "memory": {"ours": 2**21, "eager": 2**20}},
             {"name": "small", "shape": "8", "memory": {"ours": 2**20, "eager": 2**22}},
         ],
@@ -258,10 +259,12 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     assert front.read_text().endswith("--:|\n<!-- end of speed -->\nafter")
     page = (tmp_path / "benchmarks.md").read_text()
     lost, rest = page.split("## Where we lose")[1].split("## Rows")
-    assert "| loser | 8 | 1 | 1.00 ms | 500 us | 100 us | 0.50 | 10.0 |" in lost
+    assert "| loser | 8 | 1 | 1.00 ms | 500 us (**0.50x**) | - | 100 us (10.0x) | 1.00 ms |" in lost
     assert "| swept |" in lost
     assert "winner" not in lost
-    assert "| winner | 8 | 1 | 1.00 ms | 2.00 ms | fails | 100 us | 2.00 | - | 10.0 |" in rest
+    assert "| winner | 8 | 1 | 1.00 ms | 2.00 ms (2.00x) | fails | - | 100 us (10.0x) | 1.00 ms | fails |" in rest
+    line = "| a step | 8 | 1 | 1.00 ms | 2.00 ms (2.00x) | a peer 900 us (**0.90x**) | 100 us |"
+    assert line in lost
     assert "- winner, 8: compile fails: Oh: no" in rest
     assert "- wrong, 8: no speed-up, the values are wrong: off by 1" in rest
     assert "noisy machine" not in page
