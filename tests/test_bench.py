@@ -262,7 +262,10 @@ def test_the_page_lists_the_rows_where_we_lose_first(tmp_path):
     assert "| loser | 8 | 1 | 1.00 ms | 500 us (**0.50x**) | - | 100 us (10.0x) | 1.00 ms |" in lost
     assert "| swept |" in lost
     assert "winner" not in lost
-    assert "| winner | 8 | 1 | 1.00 ms | 2.00 ms (2.00x) | fails | - | 100 us (10.0x) | 1.00 ms | fails |" in rest
+    assert (
+        "| winner | 8 | 1 | 1.00 ms | 2.00 ms (2.00x) | fails | - | 100 us (10.0x) | 1.00 ms | fails |"
+        in rest
+    )
     line = "| a step | 8 | 1 | 1.00 ms | 2.00 ms (2.00x) | a peer 900 us (**0.90x**) | 100 us |"
     assert line in lost
     assert "- winner, 8: compile fails: Oh: no" in rest
