@@ -4,10 +4,12 @@
 // registers. The codes are packed so that a step over a dimension reads kWide whole vectors; a tile's vectors are
 // copied in chunks whose rows lie at fixed offsets.
 //
-// Floor: 2 N K D operations at the rate of a matrix product; comparing the scores adds 6 to every 2 D operations.
+// Floor: 2 N K D operations at the rate of a matrix product; comparing the scores adds 6 to every 2 D operations. With
+// AVX512-VNNI half of that: nearest_code_screen.h.
 #include <limits>
 #include <memory>
 
+#include "nearest_code_screen.h"
 #include "samples.h"
 
 #include "../export.h"
@@ -105,9 +107,9 @@ PF_FN void meet(const Book<V>& book, const Scalar<V>* x, int64_t first, int64_t 
     }
 }
 
+// Of the vectors in `list`, or of the first `rows` without one.
 template <class T, class V = Pack<T>, class S = Scalar<V>>
-void search(const T* x, const T* codebook, int64_t* index, S* distance, int64_t rows, const Book<V>& book,
-            int threads) {
+void search(const T* x, int64_t* index, const int64_t* list, int64_t rows, const Book<V>& book, int threads) {
     constexpr int kL = Book<V>::kL;
     constexpr int64_t kPieceRows = kRows * kTiles;
     const int64_t width = book.width, chunks = (width + kChunk - 1) / kChunk;
@@ -126,7 +128,7 @@ void search(const T* x, const T* codebook, int64_t* index, S* distance, int64_t 
             which[r] = Index<V>{};
             if (begin + r >= end) continue;
             S* to = scratch.get() + r / kRows * tile_size + r % kRows * kChunk;
-            const T* from = x + (begin + r) * width;
+            const T* from = x + (list ? list[begin + r] : begin + r) * width;
             for (int64_t d = 0; d < width; d += kL) {
                 const V v = read_some(from + d, width - d < kL ? width - d : kL);
                 store(to + d / kChunk * kChunk * kRows + d % kChunk, v);
@@ -150,16 +152,53 @@ void search(const T* x, const T* codebook, int64_t* index, S* distance, int64_t 
             if (book.not_a_number >= 0) nearest = book.not_a_number;
             // No score was above -infinity: the vector holds a NaN, or all is too far away for this type.
             if (most == -std::numeric_limits<S>::infinity() && book.not_a_number < 0) nearest = 0;
-            const T* a = x + (begin + r) * width;
-            const T* e = codebook + nearest * width;
-            index[begin + r] = nearest;
-            // Of the difference itself: the score has lost digits where x and e are long and near.
-            distance[begin + r] = static_cast<S>(sum_over<T>(width, [&](int64_t d, int64_t count) {
+            index[list ? list[begin + r] : begin + r] = nearest;
+        }
+    });
+}
+
+// Of the difference itself: the score has lost digits where x and e are long and near.
+template <class T, class V = Pack<T>, class S = Scalar<V>>
+void measure(const T* x, const T* codebook, const int64_t* index, S* distance, int64_t rows, int64_t width,
+             int threads) {
+    constexpr int64_t kTogether = 64;  // rows of a piece
+    parallel_for((rows + kTogether - 1) / kTogether, threads, rows * width < kSmallWork, [&](int64_t piece) {
+        const int64_t last = (piece + 1) * kTogether < rows ? (piece + 1) * kTogether : rows;
+        for (int64_t n = piece * kTogether; n < last; ++n) {
+            const T *a = x + n * width, *e = codebook + index[n] * width;
+            distance[n] = static_cast<S>(sum_over<T>(width, [&](int64_t d, int64_t count) {
                 const V apart = read_some(a + d, count) - read_some(e + d, count);
                 return apart * apart;
             }));
         }
     });
+}
+
+// Finds all indices by the screen where there is one, and what it leaves open by the search.
+template <class T>
+void find(const T* x, const T* codebook, int64_t* index, int64_t rows, int64_t codes, int64_t width, bool screened,
+          int threads) {
+    const int64_t* list = nullptr;
+#if defined(PF_SCREEN)
+    std::unique_ptr<int64_t[]> open;
+    if constexpr (!std::is_same_v<T, double>) {
+        Screen s;
+        if (screened && may_screen(rows, codes, width) && prepare(s, codebook, codes, width, threads)) {
+            screen(s, x, index, rows, width, threads);
+            int64_t count = 0;
+            for (int64_t n = 0; n < rows; ++n) count += index[n] < 0;
+            if (!count) return;
+            open.reset(new int64_t[count]);
+            count = 0;
+            for (int64_t n = 0; n < rows; ++n)
+                if (index[n] < 0) open[count++] = n;
+            list = open.get();
+            rows = count;
+        }
+    }
+#endif
+    (void)screened;
+    search<T>(x, index, list, rows, pack<T>(codebook, codes, width, threads), threads);
 }
 
 // sums[k] adds up the vectors of code k in the order of their rows, counts[k] says how many there are.
@@ -202,16 +241,17 @@ void add_up(const T* x, const int64_t* index, S* counts, S* sums, int64_t rows, 
 
 }  // namespace
 
-// distance is of the type that is computed in; codes is at least 1.
+// distance is of the type that is computed in; codes is at least 1. `screened` may be 0 for a comparison: the results
+// are the same.
 static const char* nearest_code(const void* x, const void* codebook, int64_t* index, void* distance, int type,
-                                int64_t rows, int64_t codes, int64_t width, int threads) {
+                                int64_t rows, int64_t codes, int64_t width, int screened, int threads) {
     if (codes < 1) return "a codebook needs at least one code";
     return with_type(type, [&](auto t) -> const char* {
         using T = decltype(t);
         if (rows <= 0) return nullptr;
-        const T* book = static_cast<const T*>(codebook);
-        search<T>(static_cast<const T*>(x), book, index, static_cast<Scalar<Pack<T>>*>(distance), rows,
-                  pack<T>(book, codes, width, threads), threads);
+        const T *vectors = static_cast<const T*>(x), *book = static_cast<const T*>(codebook);
+        find(vectors, book, index, rows, codes, width, screened != 0, threads);
+        measure(vectors, book, index, static_cast<Scalar<Pack<T>>*>(distance), rows, width, threads);
         return nullptr;
     });
 }

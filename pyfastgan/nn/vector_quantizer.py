@@ -149,13 +149,16 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=device))
 
     def forward(self, x: Tensor) -> Quantized:
-        """Quantises (N, width, ...), of any dtype that the codebook's can hold.
+        """Quantises (N, width, ...), of any floating-point dtype. The loss of no vectors is 0.
 
         Raises:
-            ValueError: x has another width, or on a CPU holds a NaN. Elsewhere a NaN makes the loss
-                NaN and leaves the codebook as it is.
+            TypeError: x is not of a floating-point dtype.
+            ValueError: x has another width, or on a CPU holds a NaN. Elsewhere, and in a compiled
+                call, a NaN makes the loss NaN and leaves the codebook as it is.
         """
         codes, width = self.codebook.shape
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of a floating-point dtype, got {x.dtype}")
         if x.dim() < 2 or x.size(1) != width:
             raise ValueError(f"x must have shape (N, {width}, ...), got {tuple(x.shape)}")
         moved = x.movedim(1, -1)
@@ -163,14 +166,16 @@ class VectorQuantizer(nn.Module):
         known = rows.detach()
         if self.training:
             self._agree()
-            if self.restart_below > 0:
+            if self.restart_below > 0 and len(known) > 0:
                 self._restart(known)
         index, distance = nearest_code(known, self.codebook)
-        if x.device.type == "cpu" and distance.detach().isnan().any():
+        look = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if look and distance.detach().isnan().any():
             bad = int(distance.isnan().sum())
             raise ValueError(f"x must not hold NaN, got it in {bad} of {len(known)} vectors")
         code = F.embedding(index, self.codebook.detach())
-        loss = self.commitment * F.mse_loss(rows, code)
+        # The mean of no elements would be NaN.
+        loss = self.commitment * (F.mse_loss(rows, code) if known.numel() else rows.sum())
         if self.sums is None:
             loss = loss + distance.sum() / max(known.numel(), 1)
         counts, sums = code_sums(known, index, codes)
@@ -240,7 +245,7 @@ class VectorQuantizer(nn.Module):
         """Replaces dead codes by vectors of the batch. A code's rank and place in the batch are drawn
         from a seed that all ranks share."""
         words = random_words((2, len(self.counts)), self.steps + self.seed)
-        candidates = rows[words[0] % max(len(rows), 1)]
+        candidates = rows[words[0] % len(rows)]
         if _ranks() > 1:
             ours = words[1] % _ranks() == dist.get_rank()
             candidates = torch.where(ours[:, None], candidates, 0)

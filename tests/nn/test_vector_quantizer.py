@@ -175,6 +175,29 @@ def test_half_types():
     assert result.loss.dtype == torch.float32
 
 
+def test_a_whole_graph_and_no_vectors():
+    """`fullgraph` gives the eager numbers; an empty batch costs nothing and breaks nothing."""
+    eager = VectorQuantizer(20, 8, restart_below=0.5)
+    other = VectorQuantizer(20, 8, restart_below=0.5)
+    other.load_state_dict(eager.state_dict())
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        x = torch.randn(50, 8, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        for model, vectors in ((eager, x), (compiled, y)):
+            result = model(vectors)
+            (result.loss + result.quantized.square().sum()).backward()
+        torch.testing.assert_close(y.grad, x.grad)
+        torch.testing.assert_close(other.codebook, eager.codebook)
+    before = eager.codebook.detach().clone()
+    x = torch.zeros(0, 8, 3, requires_grad=True)
+    result = eager(x)
+    result.loss.backward()
+    assert result.loss == 0
+    assert result.indices.shape == (0, 3)
+    torch.testing.assert_close(eager.codebook.detach(), before)
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="codes must be at least 2, got 1"):
         VectorQuantizer(1, 4)
@@ -189,6 +212,8 @@ def test_bad_arguments_are_refused():
     quantizer = VectorQuantizer(4, 4)
     with pytest.raises(ValueError, match=r"x must have shape \(N, 4, ...\)"):
         quantizer(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"floating-point dtype, got torch.int64"):
+        quantizer(torch.zeros(2, 4, dtype=torch.int64))
     before = quantizer.codebook.clone()
     with pytest.raises(ValueError, match="NaN, got it in 1 of 2 vectors"):
         quantizer(torch.tensor([[1.0, 2, 3, 4], [1, math.nan, 3, 4]]))
