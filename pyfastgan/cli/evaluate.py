@@ -61,8 +61,10 @@ def evaluate(words: list[str]) -> int:
     trained_on = run_data(args.run)
     data = args.data or trained_on
     with torch.no_grad():
-        size = model.sample(1, args.seed).shape[-1]
+        first = model.sample(1, args.seed)
+        size = first.shape[-1]
         _, reference, what = metrics.halves(data, size)
+        metrics.check_shapes(first, reference)  # sampling and features may take minutes
         count = args.samples or min(len(reference), 10_000)
         samples = model.sample(count, args.seed)
     extractor = metrics.extractor_for(data, size, args.features)
