@@ -90,6 +90,9 @@ def test_mistakes_in_evaluating(
     assert "holds no run" in fails(capsys, "evaluate", tmp_path)
     assert "at least 2, got 1" in fails(capsys, "evaluate", run, "--samples", 1)
     assert "at least 0, got -1" in fails(capsys, "evaluate", run, "--seed", -1)
+    assert "--terms is for --likelihood" in fails(capsys, "evaluate", run, "--terms", 3)
+    both = ["--likelihood", "vlb", "--metrics", "fid"]
+    assert "--metrics and --likelihood exclude" in fails(capsys, "evaluate", run, *both)
     assert "did you mean 'fid'" in fails(capsys, "evaluate", run, "--metrics", "fidd")
     assert "did you mean 'pixels'" in fails(capsys, "evaluate", run, "--features", "pixel")
     assert "has points, not images" in fails(capsys, "evaluate", run, "--data", "moons")

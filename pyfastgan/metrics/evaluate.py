@@ -124,7 +124,7 @@ def evaluate(
 
 
 def check_shapes(samples: Tensor, reference: Any) -> None:
-    """Refuse samples that are not of the shape of the real images."""
+    """Raises `ValueError` for samples (N, C, H, W) that are not of the shape of the real images."""
     shape = tuple(reference.shape[1:] if isinstance(reference, Tensor) else reference.shape)
     if tuple(samples.shape[1:]) != shape:
         raise ValueError(

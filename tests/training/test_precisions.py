@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FEW = {"batch_size": 4, "steps": 1, "sample_count": 2, "sample_every": 0, "accelerator": "cpu"}
 SMALL = {"image_size": 16, "width": 4}
@@ -50,3 +51,12 @@ def test_flows_of_images_refuse_half_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"precision must be 32-true.*for images.*'bf16-true'"):
         flow.train("glow", data="digits", out=tmp_path / "r", precision="bf16-true")
     assert not (tmp_path / "r").exists()
+
+
+def test_flows_find_the_levels_of_bfloat16_images() -> None:
+    from pyfastgan.flow import ImageRealNVP
+
+    levels = torch.arange(256.0).view(1, 1, 16, 16)
+    flow = ImageRealNVP((1, 16, 16), layers=1, width=4, blocks=1, levels=256)
+    known = flow._continuous((levels / 127.5 - 1).bfloat16(), 1, 0)[0]
+    assert torch.equal((known * 256).floor(), levels)
