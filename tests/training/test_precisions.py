@@ -57,6 +57,6 @@ def test_flows_find_the_levels_of_bfloat16_images() -> None:
     from pyfastgan.flow import ImageRealNVP
 
     levels = torch.arange(256.0).view(1, 1, 16, 16)
-    flow = ImageRealNVP((1, 16, 16), layers=1, width=4, blocks=1, levels=256)
+    flow = ImageRealNVP((1, 16, 16), width=4, levels=256)
     known = flow._continuous((levels / 127.5 - 1).bfloat16(), 1, 0)[0]
     assert torch.equal((known * 256).floor(), levels)
