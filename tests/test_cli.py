@@ -166,6 +166,8 @@ def test_mistakes_in_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
         (["train", "line", "--stps", "3"], "unknown option '--stps'; did you mean '--steps'?"),
         (["train", "line", "--device", "cuda"], "did you mean '--accelerator'?"),
         (["train", "line", "--batch-size=3"], "did you mean '--batch_size'?"),
+        (["train", "line", "--dtype", "bfloat16"], "did you mean '--precision'?"),
+        (["train", "line", "--epochs", "3"], "did you mean '--steps'?"),
         (["train", "line", "--steps", "many"], "steps: Expected a int, got many"),
         (["train", "line", "--steps", "0"], "steps must be at least 1, got 0"),
         (["train", "line", "--steps"], "expected one argument"),
@@ -184,6 +186,19 @@ def test_mistakes_in_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
         assert err.count("\n") == 1, words
         assert "Traceback" not in err + out
     assert sorted(path.name for path in Path().iterdir()) == ["bad.yaml"], "no run folder is left"
+
+
+def test_a_backend_that_cannot_serve_is_a_mistake_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(words: list[str]) -> int:
+        raise pyfastgan.BackendError("backend 'cuda' is not available: no GPU")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (refused, ""))
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == (
+        "pyfastgan: error: backend 'cuda' is not available: no GPU\n"
+    )
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_as_another(

@@ -82,17 +82,27 @@ def test_evaluate_says_when_the_data_were_trained_on(
 
 
 def test_mistakes_in_evaluating(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "holds no run" in fails(capsys, "evaluate", tmp_path)
     assert "at least 2, got 1" in fails(capsys, "evaluate", run, "--samples", 1)
     assert "at least 0, got -1" in fails(capsys, "evaluate", run, "--seed", -1)
+    assert "--terms is for --likelihood" in fails(capsys, "evaluate", run, "--terms", 3)
+    both = ["--likelihood", "vlb", "--metrics", "fid"]
+    assert "--metrics and --likelihood exclude" in fails(capsys, "evaluate", run, *both)
     assert "did you mean 'fid'" in fails(capsys, "evaluate", run, "--metrics", "fidd")
     assert "did you mean 'pixels'" in fails(capsys, "evaluate", run, "--features", "pixel")
     assert "has points, not images" in fails(capsys, "evaluate", run, "--data", "moons")
     assert "(3, 8, 8), not (1, 8, 8)" in fails(
         capsys, "evaluate", run, "--data", "photos", "--features", "pixels"
     )
+    # Before a classifier is trained on them, which takes minutes.
+    with monkeypatch.context() as patch:
+        patch.setattr("pyfastgan.metrics.extractor_for", None)
+        assert "(3, 8, 8), not (1, 8, 8)" in fails(capsys, "evaluate", run, "--data", "photos")
     pixels = ["--features", "pixels", "--metrics", "inception-score"]
     assert "needs a classifier" in fails(capsys, "evaluate", run, *pixels)
     own = pf.gan.train(

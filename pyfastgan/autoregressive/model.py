@@ -114,5 +114,9 @@ def to_values(likelihood: Softmax | LogisticMixture, images: Tensor) -> Tensor:
     """Images (N, C, H, W) in [-1, 1], rounded to the values of a likelihood."""
     check_range("images", images)
     levels = likelihood.levels if isinstance(likelihood, Softmax) else 256
-    level = ((images + 1) * ((levels - 1) / 2)).round()
-    return level[:, 0].long() if isinstance(likelihood, Softmax) else level / 127.5 - 1
+    wide = images if images.dtype == torch.float64 else images.float()
+    # In bfloat16 the sum would already have left the level.
+    level = ((wide + 1) * ((levels - 1) / 2)).round()
+    if isinstance(likelihood, Softmax):
+        return level[:, 0].long()
+    return (level / 127.5 - 1).to(images.dtype)

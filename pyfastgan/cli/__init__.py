@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from pyfastgan import BackendError
 from pyfastgan.cli import runs
 from pyfastgan.cli.evaluate import evaluate
 from pyfastgan.cli.parser import Parser
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has seen enough (`pyfastgan list | head`); nothing is left to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, BackendError) as error:
         if os.environ.get("PYFASTGAN_TRACEBACK"):
             traceback.print_exc()
         print(f"pyfastgan: error: {_one_line(error)}", file=sys.stderr)

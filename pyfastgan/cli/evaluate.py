@@ -44,6 +44,11 @@ def evaluate(words: list[str]) -> int:
         raise ValueError(f"--samples must be at least 2, got {args.samples}")
     if args.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {args.seed}")
+    if args.terms is not None and args.likelihood is None:
+        raise ValueError("--terms is for --likelihood vlb")
+    for name in ("data", "metrics"):
+        if args.likelihood is not None and getattr(args, name) is not None:
+            raise ValueError(f"--{name} and --likelihood exclude each other")
     chosen = None if args.metrics is None else args.metrics.split(",")
     if args.likelihood is not None:
         own = own_command(words)
@@ -61,8 +66,10 @@ def evaluate(words: list[str]) -> int:
     trained_on = run_data(args.run)
     data = args.data or trained_on
     with torch.no_grad():
-        size = model.sample(1, args.seed).shape[-1]
+        first = model.sample(1, args.seed)
+        size = first.shape[-1]
         _, reference, what = metrics.halves(data, size)
+        metrics.check_shapes(first, reference)  # sampling and features may take minutes
         count = args.samples or min(len(reference), 10_000)
         samples = model.sample(count, args.seed)
     extractor = metrics.extractor_for(data, size, args.features)

@@ -74,6 +74,8 @@ def _arithmetic(family: ModuleType, model: Any, args: argparse.Namespace) -> Any
 
     if not hasattr(family, "arithmetic"):
         raise ValueError(f"{args.run}: {family.__name__} has no latent arithmetic")
+    if not hasattr(model, "latents") or "labels" in signature(model.forward).parameters:
+        raise ValueError(f"{args.run}: --arithmetic is for a GAN of latent vectors alone")
     size = model.sample(1, 0).shape[-1]
     classifier = extractor_for(run_data(args.run), size, "classifier")
     return family.arithmetic(model, classifier.predict, args.arithmetic, seed=args.seed)

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from pyfastgan.training import TrainConfig
 
 
+# What others call an option.
+_MEANT = {
+    **dict.fromkeys(("device", "gpu", "cuda"), "accelerator"),
+    **dict.fromkeys(("dtype", "amp", "bf16", "fp16"), "precision"),
+    **dict.fromkeys(("epochs", "iterations", "max_steps"), "steps"),
+    **dict.fromkeys(("lr", "learning-rate"), "learning_rate"),
+    **dict.fromkeys(("dataset", "dataroot"), "data"),
+}
 _RUN_OPTIONS = ("config", "out", "resume", "help")
 
 
@@ -99,9 +107,7 @@ def _check_options(name: str, words: list[str], preset: TrainConfig) -> None:
     for word in words:
         option = word[2:].split("=")[0]
         if word.startswith("--") and option not in known:
-            # What others call it.
-            meant = "accelerator" if option in ("device", "gpu", "cuda") else option
-            near = nearest(f"--{meant}", [f"--{key}" for key in known])
+            near = nearest(f"--{_MEANT.get(option, option)}", [f"--{key}" for key in known])
             raise ValueError(
                 f"unknown option '--{option}'{near} (`pyfastgan train {name} --help` lists them)"
             )

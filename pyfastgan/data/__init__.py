@@ -42,6 +42,7 @@ __all__ = [
     "descriptions",
     "has_splits",
     "load",
+    "load_square",
     "names",
     "shape_factors",
 ]
@@ -160,6 +161,20 @@ def load(source: Any, **options: Any) -> TensorData | ImageData | MapData | Any:
         "data must be a name, a tensor, a pair of tensors or a map-style data set,"
         f" got {type(source).__name__}"
     )
+
+
+def load_square(name: str, size: int | None, **options: Any) -> Any:
+    """The data set of that name, whose images are square: `size` pixels a side, or as many as their
+    shorter side has. Points are as they are."""
+    if name in TOYS:
+        return load(name, **options)
+    if size is None:
+        dataset = load(name, **options)
+        if len(dataset.shape) != 3 or dataset.shape[1] == dataset.shape[2]:
+            return dataset
+        size = min(dataset.shape[1:])
+    # At once in that size: those of a folder may be of several.
+    return load(name, size=size, **options)
 
 
 def _call(loader: Callable[..., Any], name: str, options: dict[str, Any], *args: Any) -> Any:

@@ -54,6 +54,8 @@ def sample(args: argparse.Namespace, **decoder: Any) -> Path:
     """Draw what the options ask for; the file or folder that was written."""
     if args.arithmetic is not None:
         raise ValueError(f"{args.run}: pyfastgan.diffusion has no latent arithmetic")
+    if args.truncation is not None:
+        raise ValueError(f"{args.run}: --truncation is for samples of latent vectors of a GAN")
     model = load(args.run, ema=args.ema, **decoder)
     options = {"labels": args.label, "guidance": args.guidance, "rescale": args.rescale}
     options |= {name: getattr(args, name) for name in ("sampler", "steps", "eta", "churn")}

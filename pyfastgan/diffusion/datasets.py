@@ -46,7 +46,7 @@ def load_data(data: Any, name: str, size: int | None, channels: int | None) -> D
     elif name == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     else:
-        dataset = _named(name, size)
+        dataset = data_sets.load_square(name, size)
     shape = dataset.shape
     if len(shape) == 1 and shape[0] > 1:
         return dataset
@@ -66,10 +66,10 @@ def load_test(name: str, size: int | None) -> DataSet | None:
     if name in data_sets.TOYS:
         return data_sets.load(name, count=10_000, seed=1)
     if kind in _BUILT_IN:
-        return _named(f"{kind}:test", size) if part == "train" else None
+        return data_sets.load_square(f"{kind}:test", size) if part == "train" else None
     if name == data_sets.OWN or not data_sets.has_splits(name):
         return None
-    return _named(name, size, split="test")
+    return data_sets.load_square(name, size, split="test")
 
 
 def load_latents(run: str | Path) -> tuple[TensorData, TensorData | None]:
@@ -108,12 +108,3 @@ def some(dataset: DataSet, count: int) -> tuple[Tensor, ...]:
     """Items from all over the data, stacked: those of a folder or a file are often sorted."""
     index = torch.arange(min(count, len(dataset))) * max(1, len(dataset) // count)
     return next(batches(dataset, [index], torch.device("cpu")))  # type: ignore[arg-type]
-
-
-def _named(name: str, size: int | None, **options: Any) -> DataSet:
-    dataset = data_sets.load(name, **options)
-    if len(dataset.shape) == 1:
-        return dataset
-    height, width = dataset.shape[1:]
-    size = size or min(height, width)
-    return dataset if height == width == size else data_sets.load(name, size=size, **options)

@@ -37,7 +37,7 @@ def load_data(data: Any, config: FlowConfig) -> DataSet:
     elif config.data == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     else:
-        dataset = _square(config.data, config.image_size)
+        dataset = data_sets.load_square(config.data, config.image_size)
     shape = dataset.shape
     if shape == (2,):
         return dataset
@@ -57,10 +57,14 @@ def load_test(name: str, size: int | None) -> tuple[DataSet | None, str]:
         return data_sets.load(name, count=TEST_POINTS, seed=TEST_SEED), f"new points of {name}"
     test_is = f"the test split of {name.removesuffix(':train')}"
     if kind in _BUILT_IN:
-        return (_square(f"{kind}:test", size), test_is) if part == "train" else (None, "")
+        return (
+            (data_sets.load_square(f"{kind}:test", size), test_is)
+            if part == "train"
+            else (None, "")
+        )
     if name == data_sets.OWN or not data_sets.has_splits(name):
         return None, ""
-    return _square(name, size, split="test"), test_is
+    return data_sets.load_square(name, size, split="test"), test_is
 
 
 def batches_of(dataset: DataSet, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -73,12 +77,3 @@ def some_items(dataset: DataSet, count: int) -> tuple[Tensor, ...]:
     """Items from all over the data, stacked: those of a folder or a file are often sorted."""
     index = torch.arange(min(count, len(dataset))) * max(1, len(dataset) // count)
     return next(batches(dataset, [index], torch.device("cpu")))  # type: ignore[arg-type]
-
-
-def _square(name: str, size: int | None, **options: Any) -> DataSet:
-    dataset = data_sets.load(name, **options)
-    if name in TOYS:
-        return dataset
-    height, width = dataset.shape[1:]
-    size = size or min(height, width)
-    return dataset if height == width == size else data_sets.load(name, size=size, **options)

@@ -191,7 +191,8 @@ class Flow(nn.Module):
             low, high = (float(bound) for bound in x.aminmax())
             if not -1 - _SLACK <= low <= high <= 1 + _SLACK:
                 raise ValueError(f"x must be images in [-1, 1], got {low:.3g} to {high:.3g}")
-        whole = ((x + 1) * ((self.levels - 1) / 2)).round()
+        wide = x if x.dtype == torch.float64 else x.float()  # half types leave the level here
+        whole = ((wide + 1) * ((self.levels - 1) / 2)).round()
         y, logdet = self.dequantize(whole, seed=seed, sample_offset=sample_offset)
         return y, logdet
 

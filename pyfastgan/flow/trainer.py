@@ -59,6 +59,11 @@ def train(
         channels, _, size = dataset.shape
         resolved = replace(resolved, image_size=size, channels=channels)
         resolved = replace(resolved, levels=resolved.levels or default_levels(resolved))
+        if resolved.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                "precision must be 32-true, 64-true, bf16-mixed or 16-mixed for images, since half types"
+                f" hold no fractions of their levels; got {resolved.precision!r}"
+            )
     elif resolved.image_size is not None:
         raise ValueError(
             f"image_size must be None for points in the plane, got {resolved.image_size}"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pyfastgan._layout import dense_like
+from pyfastgan._names import check_choice
 from pyfastgan.gan.critic_plan import Plan, Unsupported
 from pyfastgan.gan.layer_passes import Gradients
-from pyfastgan.gan.objectives import discriminator_loss, get_objective, sample_scores
+from pyfastgan.gan.objectives import OBJECTIVES, discriminator_loss, sample_scores
 from pyfastgan.gan.passes import Batch, Setting, autocast_dtype, explicit
 from pyfastgan.gan.penalties import (
     _check_samples as check_samples,
@@ -305,7 +306,7 @@ def check_step(
     """Refuses what `critic_step` says it refuses."""
     if not isinstance(critic, nn.Module):
         raise TypeError(f"critic must be a torch.nn.Module, got {type(critic).__name__}")
-    get_objective(loss)
+    check_choice("loss", loss, OBJECTIVES)
     if penalty is not None:
         get_penalty(penalty)
     check_weight(weight, interval)

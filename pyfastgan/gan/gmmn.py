@@ -171,7 +171,8 @@ class GMMN:
         config, real = self.config, batch[0]
         generator: Any = getattr(self.networks["generator"], "module", self.networks["generator"])
         if config.space == "code" and step <= config.autoencoder_steps:
-            made = generator.decoder(self.networks["encoder"](real))
+            code = self.networks["encoder"](real)
+            made = generator.decoder(code.to(_dtype(generator)))
             error = (made - real).square().mean()
             self._descend(fabric, "autoencoder", error)
             return {"reconstruction_error": error.detach()}
@@ -180,6 +181,7 @@ class GMMN:
             config.seed,
             stream=step,
             sample_offset=fabric.global_rank * len(real),
+            dtype=_dtype(generator),
             device=real.device,
         )
         made = generator.main(latent).flatten(1)
@@ -248,3 +250,8 @@ def _generator(config: GMMNConfig) -> GMMNGenerator:
 def _adam(config: GMMNConfig, *networks: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for network in networks for p in network.parameters()]
     return Adam(parameters, config.learning_rate, config.betas)
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """What a network takes whose parts are called past Fabric's wrapper, which converts."""
+    return next(network.parameters()).dtype

@@ -111,6 +111,7 @@ class StyleGAN2:
             config.seed,
             stream=step,
             sample_offset=offset,
+            dtype=generator.start.dtype,  # its parts are called past Fabric's wrapper, which converts
             device=real.device,
         )
         noise = generator.noise(

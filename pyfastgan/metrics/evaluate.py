@@ -92,12 +92,7 @@ def evaluate(
             "the inception score needs a classifier as the extractor,"
             f" {extractor_name(extractor)!r} gives no probabilities"
         )
-    shape = tuple(reference.shape[1:] if isinstance(reference, Tensor) else reference.shape)
-    if tuple(samples.shape[1:]) != shape:
-        raise ValueError(
-            f"samples must be of the shape of the real images, {shape},"
-            f" not {tuple(samples.shape[1:])}"
-        )
+    check_shapes(samples, reference)
     scores: dict[str, float] = {}
     spreads: dict[str, float] = {}
     if set(metrics) - {"inception-score"}:
@@ -126,6 +121,16 @@ def evaluate(
         len(samples),
         len(reference),
     )
+
+
+def check_shapes(samples: Tensor, reference: Any) -> None:
+    """Raises `ValueError` for samples (N, C, H, W) that are not of the shape of the real images."""
+    shape = tuple(reference.shape[1:] if isinstance(reference, Tensor) else reference.shape)
+    if tuple(samples.shape[1:]) != shape:
+        raise ValueError(
+            f"samples must be of the shape of the real images, {shape},"
+            f" not {tuple(samples.shape[1:])}"
+        )
 
 
 def extractor_for(data: str, size: int, features: str = "auto") -> Any:

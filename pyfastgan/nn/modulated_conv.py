@@ -75,9 +75,9 @@ class ModulatedConv2d(nn.Module):
             raise ValueError(
                 f"x must have shape (N, {self.weight.shape[1]}, H, W), got {tuple(x.shape)}"
             )
-        if style.shape != (len(x), self.style.in_features):
+        if style.shape != (x.size(0), self.style.in_features):
             raise ValueError(
-                f"style must have shape ({len(x)}, {self.style.in_features}), got {tuple(style.shape)}"
+                f"style must have shape ({x.size(0)}, {self.style.in_features}), got {tuple(style.shape)}"
             )
         scales = self.style(style)
         weight = self.weight * self.scale

@@ -153,8 +153,8 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             TypeError: x is not of a floating-point dtype.
-            ValueError: x has another width, or on a CPU holds a NaN. Elsewhere, and in a compiled
-                call, a NaN makes the loss NaN and leaves the codebook as it is.
+            ValueError: x has another width, or on a CPU holds a NaN. Elsewhere, and in what is
+                compiled or exported, a NaN makes the loss NaN and leaves the codebook as it is.
         """
         codes, width = self.codebook.shape
         if not x.is_floating_point():
@@ -169,8 +169,9 @@ class VectorQuantizer(nn.Module):
             if self.restart_below > 0 and len(known) > 0:
                 self._restart(known)
         index, distance = nearest_code(known, self.codebook)
-        look = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if look and distance.detach().isnan().any():
+        # What is compiled or exported cannot stop at a value.
+        looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and distance.detach().isnan().any():
             bad = int(distance.isnan().sum())
             raise ValueError(f"x must not hold NaN, got it in {bad} of {len(known)} vectors")
         code = F.embedding(index, self.codebook.detach())

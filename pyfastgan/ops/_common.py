@@ -113,7 +113,8 @@ def fresh(
     tensors and the like make their own.
     """
     dtype = dtype or like.dtype
-    large = math.prod(shape) * dtype.itemsize >= _KEPT and type(like) is Tensor and like.is_cpu
+    # The size is asked last: of a fake tensor's, a comparison would bind what is traced to it.
+    large = type(like) is Tensor and like.is_cpu and math.prod(shape) * dtype.itemsize >= _KEPT
     if large and (memory := _output_memory()):
         strides = _channels_last_strides(*shape) if channels_last else ()
         return from_dlpack(memory(tuple(shape), strides, _DLPACK[dtype]))

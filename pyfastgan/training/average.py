@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Float32 copies of networks, in eval mode, that follow them.
+    """Float32 copies of networks of any type, in eval mode, that follow them.
 
     After step t the copy moves by 1 - d towards the network, d = min(decay, t / (9 + t)): early on
     it is about an average over the last tenth of the run, so that a short run is not held back by
@@ -57,7 +57,5 @@ class WeightAverage:
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:
-    """A float32 (or wider) copy in eval mode whose parameters need no gradient."""
-    twin = copy.deepcopy(network).eval().requires_grad_(False)
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in twin.parameters())
-    return twin.float() if half else twin
+    """A float32 copy in eval mode, as a run is loaded later, whose parameters need no gradient."""
+    return copy.deepcopy(network).eval().requires_grad_(False).float()

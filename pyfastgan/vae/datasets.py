@@ -36,7 +36,7 @@ def load_images(data: Any, name: str, size: int | None, channels: int | None) ->
     elif name == data_sets.OWN:
         raise ValueError("data must be given: this configuration is of a run on the caller's own")
     else:
-        dataset = _square(name, size)
+        dataset = data_sets.load_square(name, size)
     shape = dataset.shape
     colours = (1, 3) if channels is None else (channels,)
     if len(shape) != 3 or shape[0] not in colours or {*shape[1:]} != {size or shape[1]}:
@@ -52,10 +52,10 @@ def load_test(name: str, size: int) -> ImageSet | None:
     """The test split of the data of that name, or None where there is none."""
     kind, _, part = name.partition(":")
     if kind in data_sets.BUILT_IN:
-        return _square(f"{kind}:test", size) if part == "train" else None
+        return data_sets.load_square(f"{kind}:test", size) if part == "train" else None
     if name == data_sets.OWN or not data_sets.has_splits(name):
         return None
-    return _square(name, size, split="test")
+    return data_sets.load_square(name, size, split="test")
 
 
 def batches_of(dataset: ImageSet, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -68,12 +68,3 @@ def some_images(dataset: ImageSet, count: int) -> tuple[Tensor, ...]:
     """Items from all over the data, stacked: those of a folder or a file are often sorted."""
     index = torch.arange(min(count, len(dataset))) * max(1, len(dataset) // count)
     return next(batches(dataset, [index], torch.device("cpu")))  # type: ignore[arg-type]
-
-
-def _square(name: str, size: int | None, **options: Any) -> ImageSet:
-    dataset = data_sets.load(name, **options)
-    if name in data_sets.TOYS:
-        return dataset  # refused for its shape
-    height, width = dataset.shape[1:]
-    size = size or min(height, width)
-    return dataset if height == width == size else data_sets.load(name, size=size, **options)

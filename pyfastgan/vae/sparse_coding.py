@@ -43,7 +43,11 @@ def sparse_codes(x: Tensor, dictionary: Tensor, penalty: float, *, iterations: i
         raise ValueError(f"penalty must be above 0, got {penalty}")
     gram, target = dictionary @ dictionary.T, x @ dictionary.T
     small = gram if len(gram) <= x.shape[1] else dictionary.T @ dictionary
-    step = 1 / torch.linalg.eigvalsh(small)[-1].clamp(min=torch.finfo(x.dtype).tiny)
+    wide = (
+        small if x.dtype == torch.float64 else small.float()
+    )  # eigenvalues are not for half types
+    largest = torch.linalg.eigvalsh(wide)[-1].to(x.dtype)
+    step = 1 / largest.clamp(min=torch.finfo(x.dtype).tiny)
     codes = ahead = torch.zeros_like(target)
     momentum = 1.0
     for _ in range(iterations):

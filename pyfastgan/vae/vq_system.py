@@ -4,7 +4,7 @@ leave for a prior."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class VQSystem:
         images = batch[0]
         found = self.networks["model"](images)
         error = functional.mse_loss(found.images, images)
-        loss = error / images.var().clamp(min=_LEAST_VARIANCE) + found.loss
+        loss = error / _variance(fabric, images).clamp(min=_LEAST_VARIANCE) + found.loss
         optimizer = self.optimizers["model"]
         optimizer.zero_grad()
         fabric.backward(loss)
@@ -177,3 +177,13 @@ def _use(codes: Tensor, count: int, level: str) -> dict[str, Any]:
     share = counts / counts.sum()
     perplexity = torch.exp(-torch.xlogy(share, share).sum())
     return {f"used{level}": int((counts > 0).sum()), f"perplexity{level}": perplexity.item()}
+
+
+def _variance(fabric: Fabric, images: Tensor) -> Tensor:
+    """That of the global batch: with its own, each rank would weigh its error differently."""
+    if fabric.world_size == 1:
+        return images.var()
+    mean = cast("Tensor", fabric.all_reduce(images.mean(), reduce_op="mean"))
+    squares = (images - mean).square().sum()
+    total = cast("Tensor", fabric.all_reduce(squares, reduce_op="sum"))
+    return total / (images.numel() * fabric.world_size - 1)

@@ -156,6 +156,9 @@ def test_levels_are_those_of_the_images() -> None:
     assert torch.equal(level, (digits[:, 0] * 8 + 8).long())
     model = PixelModel(SimpleNamespace(likelihood=Softmax(17)))
     assert torch.equal(model.images(level), digits)
+    levels = torch.arange(256)
+    images = (levels / 127.5 - 1).bfloat16().view(256, 1, 1, 1)
+    assert torch.equal(to_values(Softmax(256), images).flatten(), levels)
     binary = to_values(Softmax(2), torch.tensor([-1.0, -0.1, 0.1, 1.0]).view(1, 1, 2, 2))
     assert binary.flatten().tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got 0 to 255"):

@@ -286,6 +286,7 @@ def test_configurations_that_are_refused(changes, text):
         (["train", "ddpm", "--data", "moons", "--network", "unet"], "network must be 'mlp'"),
         (["train", "ddpm", "--data", "digits", "--image_size", "9"], "size must be a multiple of"),
         (["train", "ddpm", "--data", "moons", "--conditional", "true"], "the data have no labels"),
+        (["sample", "RUN", "--truncation", "0.5"], "--truncation is for samples of latent vectors"),
         (["sample", "RUN", "--guidance", "2"], "guidance must be None for an unconditional model"),
         (["sample", "RUN", "--sampler", "dpmpp-3m", "--steps", "0"], "steps must be at least 1"),
         (["sample", "RUN", "--seeds", "9-3"], "--seeds must be A-B with A at most B, got '9-3'"),

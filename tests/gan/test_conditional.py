@@ -379,3 +379,12 @@ def test_labels_out_of_range_and_other_bad_input(tmp_path: Path) -> None:
         pf.gan.train("cgan", data=labelled, out=tmp_path / "run", steps=1, classes=4)
     assert not (tmp_path / "run").exists()
     replace(PRESETS["biggan"], classes=10)
+
+
+def test_arithmetic_is_not_for_generators_that_take_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"steps": 1, "batch_size": 4, "image_size": 8, "width": 2, "accelerator": "cpu"}
+    run = pf.gan.train("cgan", out=tmp_path / "r", **fields)
+    assert cli.main(["sample", str(run.path), "--arithmetic", "7-1"]) == 2
+    assert "--arithmetic is for a GAN of latent vectors alone" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Trains a few steps of each family; a script that torchrun starts in several processes."""
+"""Trains a few steps of presets of each family; a script that torchrun starts in several processes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 
 # No batch norm, whose statistics are of a rank's own part of the batch.
 RUNS = {
-    "gan": ("wgan-gp", {"data": "8gaussians"}),
-    "flow": ("nsf", {"data": "moons", "clip_norm": 0.2}),
-    "diffusion": ("flow-matching", {"data": "moons"}),
+    "wgan-gp": ("gan", {"data": "8gaussians"}),
+    "nsf": ("flow", {"data": "moons", "clip_norm": 0.2}),
+    "flow-matching": ("diffusion", {"data": "moons"}),
     "vae": ("vae", {"data": "digits"}),
-    "autoregressive": ("pixelcnn", {"data": "digits"}),
+    "vq-vae": ("vae", {"data": "digits", "image_size": 8, "width": 8}),
+    "pixelcnn": ("autoregressive", {"data": "digits"}),
 }
 COMMON = {"steps": 4, "batch_size": 16, "log_every": 1, "sample_every": 0, "accelerator": "cpu"}
 
 
 def main(out: Path) -> None:
-    """One run a family, in folders of their names."""
-    for family, (preset, fields) in RUNS.items():
+    """A run of each preset, in folders of their names."""
+    for preset, (family, fields) in RUNS.items():
         module = importlib.import_module(f"pyfastgan.{family}")
-        module.train(preset, out=out / family, **COMMON, **fields)
+        module.train(preset, out=out / preset, **COMMON, **fields)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def test_tied_parameters_move_once_and_stay_tied() -> None:
     torch.testing.assert_close(copy.get_parameter("0.weight"), before + 0.9)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_networks_are_averaged_in_float32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_any_type_are_averaged_in_float32(dtype: torch.dtype) -> None:
     # Steps of 1e-3 of the distance vanish in the 8 bits of a bfloat16.
     net = nn.Linear(1, 1).to(dtype)
     nn.init.ones_(net.weight)

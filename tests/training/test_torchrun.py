@@ -32,13 +32,13 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     done = python(*TORCHRUN, family_ranks.__file__, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     family_ranks.main(tmp_path / "one")
-    for family in family_ranks.RUNS:
-        one, two = (read_metrics(tmp_path / n / family / "metrics.csv") for n in ("one", "two"))
+    for preset in family_ranks.RUNS:
+        one, two = (read_metrics(tmp_path / n / preset / "metrics.csv") for n in ("one", "two"))
         assert len(one) == len(two) == 4
         for row, other in zip(one, two, strict=True):
             for key, value in row.items():
                 if not key.endswith("_per_second"):
-                    assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-4), (family, key)
+                    assert other[key] == pytest.approx(value, rel=1e-3, abs=1e-4), (preset, key)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -25,7 +25,7 @@ TINY = {
     "sample_every": 0,
     "sample_count": 4,
 }
-FABRIC = SimpleNamespace(global_rank=0, backward=lambda loss: loss.backward())
+FABRIC = SimpleNamespace(global_rank=0, world_size=1, backward=lambda loss: loss.backward())
 
 
 @pytest.fixture(autouse=True)
