@@ -47,10 +47,13 @@ class _RQSTransform(MonotonicRQSTransform):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _compute(self, x: Tensor, inverse: bool, elementwise: bool = True) -> tuple[Tensor, Tensor]:
-        shape = torch.broadcast_shapes(x.shape, self._logits.shape[:-1])
+        logits = self._logits
+        if x.shape != logits.shape[:-1]:
+            shape = torch.broadcast_shapes(x.shape, logits.shape[:-1])
+            x, logits = x.expand(shape), logits.expand(*shape, -1)
         return packed_rational_quadratic_spline(
-            x.expand(shape),
-            self._logits.expand(*shape, -1),
+            x,
+            logits,
             inverse=inverse,
             tail_bound=self._bound,
             min_derivative=self._slope,
