@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 from zuko.flows import autoregressive, coupling, gaussianization, spline
-from zuko.lazy import LazyTransform
+from zuko.lazy import LazyComposedTransform, LazyInverse, LazyTransform
 from zuko.transforms import (
     CircularShiftTransform,
     ComposedTransform,
@@ -135,7 +135,8 @@ class ElementWiseTransform(gaussianization.ElementWiseTransform):
 def _reason(part: Any) -> str | None:
     if _settings(part.univariate) is None:
         function = getattr(part.univariate, "func", part.univariate)
-        return f"its univariate transformation is {getattr(function, '__name__', function)}"
+        kind = getattr(function, "__name__", type(function).__name__)
+        return f"its univariate transformation is {kind}"
     widths, heights, derivatives = (math.prod(s) for s in part.shapes)
     if widths != heights or derivatives != widths - 1:
         return "its shapes are not those of a spline with linear tails"
@@ -155,4 +156,5 @@ LIBRARY = Library(
         ),
     },
     named=(LazyTransform,),
+    silent=(LazyComposedTransform, LazyInverse),
 )

@@ -293,3 +293,11 @@ def test_zuko_element_by_element():
     base = fast().base
     assert base.bins == 4
     torch.testing.assert_close(base.horizontal, model().base.horizontal)
+
+
+def test_what_zuko_makes_otherwise():
+    # A reason of one line, a composition not among them.
+    model = zuko.flows.NAF(WIDTH, transforms=1)
+    assert [s.reason for s in pf.accelerate(model).skipped] == [
+        "its univariate transformation is MNN"
+    ]
