@@ -27,7 +27,7 @@ HALF, ONE, TWO = F(0.5), F(1), F(2)
 
 def ready(first: Any, *others: Any) -> bool:
     """Whether these are samples of one shape, in float32 outside autocast, that the ops take."""
-    if not isinstance(first, Tensor) or first.dtype is not torch.float32:
+    if not isinstance(first, Tensor) or first.dtype is not torch.float32 or first.is_meta:
         return False
     shape, device = first.shape, first.device
     for t in others:
