@@ -28,10 +28,11 @@ Inputs are clamped to the domain before anything is computed, and every intermed
 and logits of any size give finite values and gradients. Nothing is read back to the host on a GPU; on a CPU an input
 that lies outside [0, 1] by more than rounding raises an error with tails=None, on a GPU it is clamped.
 
-Differentiable once; a second derivative raises an error. Works with `torch.func`; in forward mode the reference
-serves. Only the inputs are kept for the backward pass, which computes the rest anew. Deterministic. Half types are
-computed in float32. The log-determinant is returned in float32 (float64 for float64). Under autocast the logits are
-cast to x's dtype; otherwise all dtypes must agree.
+Differentiable once by the kernels, and any number of times by torch's operations from the second derivative on. Works
+with `torch.func`, where a second derivative raises an error; in forward mode the reference serves. Only the inputs are
+kept for the backward pass, which computes the rest anew. Deterministic. Half types are computed in float32. The
+log-determinant is returned in float32 (float64 for float64). Under autocast the logits are cast to x's dtype; otherwise
+all dtypes must agree.
 """
 
 from __future__ import annotations
@@ -98,14 +99,36 @@ class _SplineBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        ctx.save_for_backward(*inputs[:6])
+        ctx.settings = _Settings(*inputs[6:])
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        raise RuntimeError(
-            "rational_quadratic_spline can be differentiated once, and this asks for a second derivative; "
-            "pyfastgan.ops.rational_quadratic_spline.rational_quadratic_spline_reference has all of them"
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "rational_quadratic_spline can be differentiated once by torch.func, and this asks for a second "
+                "derivative; rational_quadratic_spline_reference in pyfastgan.ops.rational_quadratic_spline has all"
+            )
+        recorded = torch.is_grad_enabled()
+
+        def leaf(t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            return t.view_as(t) if recorded and t.requires_grad else t.detach().requires_grad_()
+
+        with torch.enable_grad():
+            dy, dlogdet, *inputs = leaves = [leaf(t) for t in ctx.saved_tensors]
+            wanted = [t for t in inputs if t is not None]
+            outputs = _core(*inputs, ctx.settings)  # type: ignore[call-arg, arg-type]
+            first = torch.autograd.grad(outputs, wanted, (dy, dlogdet), create_graph=True)
+        asked = [t for t, needed in zip(leaves, ctx.needs_input_grad) if needed and t is not None]
+        found = iter(
+            torch.autograd.grad(
+                first, asked, cotangents[: len(first)], create_graph=recorded, allow_unused=True
+            )
         )
+        gradients = [next(found) if n else None for n in ctx.needs_input_grad[: len(leaves)]]
+        return *gradients, *(None,) * len(ctx.settings)
 
 
 def _check(
@@ -259,7 +282,7 @@ def rational_quadratic_spline(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value, or on a CPU an
             input lies outside [0, 1] with tails=None; the message names it.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second derivative is asked for by torch.func.
     """
     _check_choices(tails, parameterisation)
     extra = 1 if parameterisation == "freia" else 0
