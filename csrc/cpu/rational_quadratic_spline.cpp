@@ -240,7 +240,7 @@ void forward(Batch batch, const T* x, const Source<const T*>* sources, T* y, Sca
         S logs[kPiece + kStep];
         for (int64_t i = 0; i < count; i += kStep) {
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
-            prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
+            prefetch(sources, columns, element + kAhead * kStep, kStep, batch.samples * batch.size);
             read_columns<T>(s, sources, element, here, parameters);
             const V at = read_some(x + element, here);
             V log;
@@ -278,7 +278,8 @@ void backward(Batch batch, const T* dy, const Scalar<Pack<T>>* dlogdet, const T*
         store(dlogs + count, splat<V>(0));
         for (int64_t i = 0; i < count; i += kStep) {
             const int64_t here = count - i < kStep ? count - i : kStep, element = start + i;
-            prefetch<T>(sources, columns, element + kAhead * kStep, batch.samples * batch.size);
+            prefetch(sources, columns, element + kAhead * kStep, kStep, batch.samples * batch.size);
+            if (!past_caches) prefetch(gradients, columns, element + kAhead * kStep, kStep, batch.samples * batch.size);
             read_columns<T>(s, sources, element, here, parameters);
             const V at = read_some(x + element, here), dvalue = read_some(dy + element, here);
             const V result = differentiate(at, dvalue, load<V>(dlogs + i), parameters, s, x_mass, y_mass);

@@ -302,17 +302,22 @@ bool streams(const Batch& b, const int columns[3], const Source<T*>* sources) {
     return bytes >= kPastCaches;
 }
 
-// What a later pack reads. Three streams of short rows are more than processors follow by themselves.
-template <class T>
-PF_FN void prefetch(const Source<const T*>* sources, const int columns[3], int64_t row, int64_t rows) {
-    constexpr int kStep = lanes<T>();
+// What a later pack reads or writes. Three streams of short rows are more than processors follow by themselves, and a
+// store to a line that is far away waits for it.
+template <class P>
+PF_FN void prefetch(const Source<P*>* sources, const int columns[3], int64_t row, int64_t count, int64_t rows) {
     constexpr int64_t kLine = 64;
-    if (row + kStep > rows) return;
-    for (int k = 0; k < 3; ++k) {
-        const char* p = reinterpret_cast<const char*>(sources[k].data + row * sources[k].stride);
-        const char* end =
-            reinterpret_cast<const char*>(sources[k].data + (row + kStep - 1) * sources[k].stride + columns[k]);
-        for (; p < end; p += kLine) __builtin_prefetch(p);
+    if (row + count > rows) return;
+    const auto place = [&](int k, int64_t r) {
+        return reinterpret_cast<uintptr_t>(sources[k].data + r * sources[k].stride);
+    };
+    // Rows that hold all three are one stream.
+    const bool packed = place(2, 0) - place(0, 0) < static_cast<uintptr_t>(sources[0].stride) * sizeof(P) &&
+                        sources[0].stride == sources[2].stride;
+    for (int k = packed ? 2 : 0; k < 3; ++k) {
+        const uintptr_t end = place(k, row + count - 1) + static_cast<uintptr_t>(columns[k]) * sizeof(P);
+        for (uintptr_t p = place(packed ? 0 : k, row); p < end; p += kLine)
+            __builtin_prefetch(reinterpret_cast<const void*>(p));
     }
 }
 

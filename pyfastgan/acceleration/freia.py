@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from FrEIA import modules
+from FrEIA import framework, modules
 from torch import Tensor
 
 from pyfastgan.ops import affine_coupling
-from pyfastgan.ops._couple_channels import Behind, couple_channels, halves
+from pyfastgan.ops._couple_channels import Behind, couple_channels, halves, traced
 from pyfastgan.ops._couple_channels import serves as couples
 
 from .swap import Library, Swap, serves
@@ -33,8 +33,9 @@ class AllInOneBlock(modules.AllInOneBlock):
     """A permutation picks channels, where FrEIA multiplies by a matrix of zeros and ones."""
 
     def _order(self) -> tuple[Tensor, Tensor] | None:
-        """Which channel stands where after the permutation, and the way back; None for a rotation."""
-        if self.householder or torch.compiler.is_compiling():
+        """Which channel stands where after the permutation, and the way back; None for a rotation, and where nobody can
+        look at the matrix: while it is traced, or under torch.func."""
+        if self.householder or traced():
             return None
         # Looked at again whenever the matrix was written to, as loading a state does.
         key = (self.w_perm.data_ptr(), self.w_perm._version)
@@ -172,6 +173,7 @@ LIBRARY = Library(
     },
     named=(modules.InvertibleModule,),
     silent=(
+        *(framework.SequenceINN, framework.GraphINN),
         *(modules.PermuteRandom, modules.Reshape, modules.Flatten, modules.Split, modules.Concat),
     ),
 )

@@ -50,11 +50,14 @@ _SERVED = (torch.float32, torch.float64)
 
 def serves(*tensors: Tensor) -> bool:
     """Whether a call is computed here: float32 or float64 outside autocast. Everything else is left to the library's
-    own arithmetic, whose rounding is part of what it computes."""
+    own arithmetic, whose rounding is part of what it computes; so are shapes without values and `torch.jit.trace`,
+    whose shapes are tensors."""
     first = tensors[0]
     for t in tensors:
         if t.dtype not in _SERVED or t.dtype != first.dtype:
             return False
+    if first.is_meta or torch._C._get_tracing_state() is not None:
+        return False
     return not torch.is_autocast_enabled(first.device.type)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform
 from zuko.flows import autoregressive, coupling, gaussianization, spline
-from zuko.lazy import LazyTransform
+from zuko.lazy import LazyComposedTransform, LazyInverse, LazyTransform
 from zuko.transforms import (
     CircularShiftTransform,
     ComposedTransform,
@@ -47,10 +47,13 @@ class _RQSTransform(MonotonicRQSTransform):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _compute(self, x: Tensor, inverse: bool, elementwise: bool = True) -> tuple[Tensor, Tensor]:
-        shape = torch.broadcast_shapes(x.shape, self._logits.shape[:-1])
+        logits = self._logits
+        if x.shape != logits.shape[:-1]:
+            shape = torch.broadcast_shapes(x.shape, logits.shape[:-1])
+            x, logits = x.expand(shape), logits.expand(*shape, -1)
         return packed_rational_quadratic_spline(
-            x.expand(shape),
-            self._logits.expand(*shape, -1),
+            x,
+            logits,
             inverse=inverse,
             tail_bound=self._bound,
             min_derivative=self._slope,
@@ -132,7 +135,8 @@ class ElementWiseTransform(gaussianization.ElementWiseTransform):
 def _reason(part: Any) -> str | None:
     if _settings(part.univariate) is None:
         function = getattr(part.univariate, "func", part.univariate)
-        return f"its univariate transformation is {getattr(function, '__name__', function)}"
+        kind = getattr(function, "__name__", type(function).__name__)
+        return f"its univariate transformation is {kind}"
     widths, heights, derivatives = (math.prod(s) for s in part.shapes)
     if widths != heights or derivatives != widths - 1:
         return "its shapes are not those of a spline with linear tails"
@@ -152,4 +156,5 @@ LIBRARY = Library(
         ),
     },
     named=(LazyTransform,),
+    silent=(LazyComposedTransform, LazyInverse),
 )

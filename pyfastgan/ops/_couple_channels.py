@@ -254,11 +254,12 @@ def serves(x: Tensor) -> bool:
         and (x.dtype is torch.float32 or x.dtype is torch.float64)
         and x.is_contiguous()
         and _backends.choice.name not in ("triton", "cuda")
-        and not _traced()
+        and not traced()
     )
 
 
-def _traced() -> bool:
+def traced() -> bool:
+    """Whether kernels that know nothing of tracing, tangents or torch.func have to stay away."""
     return (
         torch.compiler.is_compiling()
         or forward_mode()

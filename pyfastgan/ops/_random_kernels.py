@@ -17,9 +17,12 @@ from torch.compiler import is_compiling as _is_compiling
 from . import _backends
 from ._backends import choice as _choice
 from ._common import FEW, TYPE_NUMBER, fresh
-from ._registry import Kernel, is_plain_call
+from ._registry import Kernel, _modes, _profiled, _transforms
 
 _MASK = 0xFFFFFFFF
+
+# Asked in every call of a few numbers.
+_threads, _default_dtype, _empty = torch.get_num_threads, torch.get_default_dtype, torch.empty
 
 
 def _samples_elements(shape: Sequence[int]) -> tuple[int, int]:
@@ -202,14 +205,16 @@ def few_numbers(
         or not type(stream) is type(sample_offset) is int
         or (device is not None and device != _CPU)
         or _choice.name not in _CHOSEN
-        or not is_plain_call()
+        or _modes()
+        or _transforms()
+        or _profiled()
     ):
         return None
     for n in shape:
         if type(n) is not int or n < 0:
             return None
     samples, elements = (1, shape[0]) if len(shape) == 1 else _samples_elements(shape)
-    number = TYPE_NUMBER.get(torch.get_default_dtype() if dtype is None else dtype)
+    number = TYPE_NUMBER.get(_default_dtype() if dtype is None else dtype)
     if (
         number is None
         or samples * elements > FEW
@@ -217,11 +222,7 @@ def few_numbers(
     ):
         return None
     # What is given as None costs as much as what is not.
-    out = (
-        torch.empty(shape)
-        if dtype is device is None
-        else torch.empty(shape, dtype=dtype, device=device)
-    )
+    out = _empty(shape) if dtype is device is None else _empty(shape, dtype=dtype, device=device)
     if not out.is_cpu:
         return None
     kept = _seed
@@ -236,10 +237,16 @@ def few_numbers(
         kept.number[()] = seed if seed <= _HIGHEST else seed - 2**64
     else:
         return None
-    threads = torch.get_num_threads()
     _DIRECT[name](
-        *(out.data_ptr(), number, samples, elements, kept.address, 0),
-        *(stream, sample_offset, threads),
+        out.data_ptr(),
+        number,
+        samples,
+        elements,
+        kept.address,
+        0,
+        stream,
+        sample_offset,
+        _threads(),
     )
     return out
 

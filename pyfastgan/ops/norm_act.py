@@ -267,10 +267,14 @@ def _plain(
     ):
         return None
     weight, bias, mean, var = of_channels
-    of_one = shape[1:2]
+    channels = shape[1]
     for t in of_channels:
         if t is not None and not (
-            isinstance(t, Tensor) and t.dtype is dtype and t.shape == of_one and t.is_cpu
+            isinstance(t, Tensor)
+            and t.dtype is dtype
+            and t.is_cpu
+            and t.dim() == 1
+            and t.numel() == channels
         ):
             return None
     if (mean is None) != (var is None) or _is_compiling() or forward_mode():

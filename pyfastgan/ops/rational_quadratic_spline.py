@@ -28,10 +28,11 @@ Inputs are clamped to the domain before anything is computed, and every intermed
 and logits of any size give finite values and gradients. Nothing is read back to the host on a GPU; on a CPU an input
 that lies outside [0, 1] by more than rounding raises an error with tails=None, on a GPU it is clamped.
 
-Differentiable once; a second derivative raises an error. Works with `torch.func`; in forward mode the reference
-serves. Only the inputs are kept for the backward pass, which computes the rest anew. Deterministic. Half types are
-computed in float32. The log-determinant is returned in float32 (float64 for float64). Under autocast the logits are
-cast to x's dtype; otherwise all dtypes must agree.
+Differentiable once by the kernels, and any number of times by torch's operations from the second derivative on. Works
+with `torch.func`, where a second derivative raises an error; in forward mode the reference serves. Only the inputs are
+kept for the backward pass, which computes the rest anew. Deterministic. Half types are computed in float32. The
+log-determinant is returned in float32 (float64 for float64). Under autocast the logits are cast to x's dtype; otherwise
+all dtypes must agree.
 """
 
 from __future__ import annotations
@@ -98,14 +99,36 @@ class _SplineBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        ctx.save_for_backward(*inputs[:6])
+        ctx.settings = _Settings(*inputs[6:])
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        raise RuntimeError(
-            "rational_quadratic_spline can be differentiated once, and this asks for a second derivative; "
-            "pyfastgan.ops.rational_quadratic_spline.rational_quadratic_spline_reference has all of them"
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "rational_quadratic_spline can be differentiated once by torch.func, and this asks for a second "
+                "derivative; rational_quadratic_spline_reference in pyfastgan.ops.rational_quadratic_spline has all"
+            )
+        recorded = torch.is_grad_enabled()
+
+        def leaf(t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            return t.view_as(t) if recorded and t.requires_grad else t.detach().requires_grad_()
+
+        with torch.enable_grad():
+            dy, dlogdet, *inputs = leaves = [leaf(t) for t in ctx.saved_tensors]
+            wanted = [t for t in inputs if t is not None]
+            outputs = _core(*inputs, ctx.settings)  # type: ignore[call-arg, arg-type]
+            first = torch.autograd.grad(outputs, wanted, (dy, dlogdet), create_graph=True)
+        asked = [t for t, needed in zip(leaves, ctx.needs_input_grad) if needed and t is not None]
+        found = iter(
+            torch.autograd.grad(
+                first, asked, cotangents[: len(first)], create_graph=recorded, allow_unused=True
+            )
         )
+        gradients = [next(found) if n else None for n in ctx.needs_input_grad[: len(leaves)]]
+        return *gradients, *(None,) * len(ctx.settings)
 
 
 def _check(
@@ -114,25 +137,13 @@ def _check(
     heights: Tensor,
     derivatives: Tensor,
     tails: str | None,
-    tail_bound: float,
-    min_bin_width: float,
-    min_bin_height: float,
-    min_derivative: float,
-    parameterisation: str,
-    logit_scale: float,
-) -> None:
+    extra: int,
+) -> int:
+    """The number of bins; `extra` are the numbers before widths and heights."""
     check_float("x", x)
-    check_choice("parameterisation", parameterisation, PARAMETERISATIONS)
-    if tails not in ("linear", None):
-        raise ValueError(f"tails must be 'linear' or None, got {tails!r}")
-    if tails is None and parameterisation != "nflows":
-        raise ValueError(
-            f"tails must be 'linear' with parameterisation={parameterisation!r}, got None"
-        )
     if x.dim() < 1:
         raise ValueError("x must have a batch dimension 0, got a tensor without dimensions")
     check_float("widths", widths)
-    extra = 1 if parameterisation == "freia" else 0
     bins = widths.size(-1) - extra if widths.dim() else 0
     if widths.shape[:-1] != x.shape or bins < 1:
         raise ValueError(
@@ -151,6 +162,28 @@ def _check(
             raise ValueError(f"{name} must be on {x.device} like x, got {t.device}")
         if t.dtype != x.dtype and not under_autocast(x.device):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    return bins
+
+
+def _check_choices(tails: str | None, parameterisation: str) -> None:
+    check_choice("parameterisation", parameterisation, PARAMETERISATIONS)
+    if tails not in ("linear", None):
+        raise ValueError(f"tails must be 'linear' or None, got {tails!r}")
+    if tails is None and parameterisation != "nflows":
+        raise ValueError(
+            f"tails must be 'linear' with parameterisation={parameterisation!r}, got None"
+        )
+
+
+def _check_numbers(
+    bins: int,
+    extra: int,
+    tail_bound: float,
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+    logit_scale: float,
+) -> None:
     if not (math.isfinite(tail_bound) and tail_bound > 0):
         raise ValueError(f"tail_bound must be finite and positive, got {tail_bound}")
     if not (0 < min_derivative < 1):
@@ -249,20 +282,13 @@ def rational_quadratic_spline(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value, or on a CPU an
             input lies outside [0, 1] with tails=None; the message names it.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second derivative is asked for by torch.func.
     """
-    _check(
-        x,
-        widths,
-        heights,
-        derivatives,
-        tails,
-        tail_bound,
-        min_bin_width,
-        min_bin_height,
-        min_derivative,
-        parameterisation,
-        logit_scale,
+    _check_choices(tails, parameterisation)
+    extra = 1 if parameterisation == "freia" else 0
+    bins = _check(x, widths, heights, derivatives, tails, extra)
+    _check_numbers(
+        bins, extra, tail_bound, min_bin_width, min_bin_height, min_derivative, logit_scale
     )
     if not widths.dtype == heights.dtype == derivatives.dtype == x.dtype:  # under autocast
         widths, heights, derivatives = (t.to(x.dtype) for t in (widths, heights, derivatives))
@@ -277,7 +303,7 @@ def rational_quadratic_spline(
         parameterisation,
         logit_scale,
     )
-    if parameterisation == "freia":
+    if extra:
         return _call_freia(
             x, widths, heights, derivatives, s, tail_bound, min_bin_width, min_bin_height
         )
@@ -301,27 +327,36 @@ def packed_rational_quadratic_spline(
     """`rational_quadratic_spline` of logits (*x.shape, P) that hold widths, heights and derivatives one after the other
     (for freia the two ends before them), as networks give them: they are read, and their gradient is made, in place."""
     check_float("logits", logits)
-    extra = 2 if parameterisation == "freia" else 0
-    columns = (logits.size(-1) if logits.dim() else 0) - extra
+    _check_choices(tails, parameterisation)
+    extra = 1 if parameterisation == "freia" else 0
+    columns = (logits.size(-1) if logits.dim() else 0) - 2 * extra
     bins = _bins_of(columns, tails is not None)
     if bins < 1 or columns != 3 * bins + (-1 if tails else 1):
         raise ValueError(
             f"logits must have 3 K {'- 1' if tails else '+ 1'}{' + 2' if extra else ''} numbers in the last dimension, "
             f"got shape {tuple(logits.shape)}"
         )
-    sizes = (1, 1) if extra else ()
+    numbers = (tail_bound, min_bin_width, min_bin_height, min_derivative)
+    _check_numbers(bins, extra, *numbers, logit_scale)
+    s = _settings(inverse, tails, *numbers, elementwise, parameterisation, logit_scale)
+    if not extra and isinstance(x, Tensor) and _fits(logits, x):
+        return _call(x, logits, None, None, s)
     # Without extra numbers the parts are only looked at.
     whole = logits if extra else logits.detach()
-    *ends, w, h, d = whole.split((*sizes, bins, bins, columns - 2 * bins), -1)
+    *ends, w, h, d = whole.split((*(1,) * 2 * extra, bins, bins, columns - 2 * bins), -1)
     if extra:
         w, h = torch.cat((ends[0], w), -1), torch.cat((ends[1], h), -1)
-    arguments = (tails, tail_bound, min_bin_width, min_bin_height, min_derivative)
-    _check(x, w, h, d, *arguments, parameterisation, logit_scale)
-    s = _settings(inverse, *arguments, elementwise, parameterisation, logit_scale)
+    _check(x, w, h, d, tails, extra)
     if not extra:
         return _call(x, logits.to(x.dtype), None, None, s)
     w, h, d = (t.to(x.dtype) for t in (w, h, d))
     return _call_freia(x, w, h, d, s, tail_bound, min_bin_width, min_bin_height)
+
+
+def _fits(logits: Tensor, x: Tensor) -> bool:
+    """Whether there is nothing to object to, nor to cast."""
+    alike = logits.dtype is x.dtype and logits.device == x.device
+    return alike and x.dim() > 0 and logits.shape[:-1] == x.shape
 
 
 register(

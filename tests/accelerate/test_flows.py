@@ -12,7 +12,7 @@ from flow_points import WIDTH, points, stirred
 from nflows.distributions.normal import StandardNormal
 from nflows.flows.base import Flow
 from nflows.nn.nets import ConvResidualNet, ResidualNet
-from same import check
+from same import check, close, outputs_and_gradients
 
 import pyfastgan as pf
 
@@ -293,3 +293,31 @@ def test_zuko_element_by_element():
     base = fast().base
     assert base.bins == 4
     torch.testing.assert_close(base.horizontal, model().base.horizontal)
+
+
+def test_what_zuko_makes_otherwise():
+    # A reason of one line, a composition not among them.
+    model = zuko.flows.NAF(WIDTH, transforms=1)
+    assert [s.reason for s in pf.accelerate(model).skipped] == [
+        "its univariate transformation is MNN"
+    ]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nflows_nsf(2), normflows_spline, ZUKO["autoregressive"][0]]
+)
+def test_a_penalty_on_the_score(make):
+    torch.manual_seed(0)
+    model = make()
+    fast = copy.deepcopy(model)
+    assert pf.accelerate(fast).replaced
+    x = points(6).requires_grad_()
+
+    def loss(m):
+        density = m() if isinstance(m, zuko.lazy.Flow) else m
+        (score,) = torch.autograd.grad(density.log_prob(x).sum(), x, create_graph=True)
+        return score.square().mean()
+
+    (ours, a), (theirs, b) = (outputs_and_gradients(m, loss) for m in (fast, model))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    close(a, b, 1e-3)

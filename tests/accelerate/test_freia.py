@@ -107,6 +107,30 @@ def test_freia_has_second_derivatives(images):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("images", [False, True])
+def test_freia_under_torch_func(images):
+    # Parameters that are not there to be looked at, rows one by one, and tangents.
+    torch.manual_seed(0)
+    model = stirred(freia("AllInOneBlock", images), 0.1)
+    fast = copy.deepcopy(model)
+    # Nothing is said of what only holds the blocks.
+    assert not pf.accelerate(fast).skipped
+    x = points(4, 60).reshape(4, 4, 3, 5) if images else points(4)
+
+    def loss(parameters, x, m):
+        z, logdet = torch.func.functional_call(m, parameters, (x,))
+        return (0.5 * z.square().flatten(1).sum(1) - logdet).mean()
+
+    results = []
+    for m in (fast, model):
+        parameters = dict(m.named_parameters())
+        gradients = torch.func.grad(loss)(parameters, x, m)
+        rows = torch.func.vmap(lambda row, p=parameters, m=m: loss(p, row[None], m))(x)
+        jacobian = torch.func.jacfwd(lambda x, p=parameters, m=m: loss(p, x, m))(x)
+        results.append({**gradients, "rows": rows, "jacobian": jacobian})
+    close(*results)
+
+
 def test_freia_leaves_a_matrix_alone_that_is_no_permutation():
     torch.manual_seed(0)
     model = freia("AllInOneBlock")

@@ -159,6 +159,18 @@ def test_adding_noise(make, twice, monkeypatch):
         assert torch.equal(*(m.add_noise(*half) for m in (ours, theirs)))
 
 
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
+def test_a_first_step_without_signal(kind):
+    # Predicted noise is divided by an alpha of 0: what is infinite then is clipped to finite numbers.
+    scheduler = kind(timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    fast = copy.deepcopy(scheduler)
+    assert pf.accelerate(fast).replaced
+    for ours, theirs in zip(sample(fast, {}), sample(scheduler, {}), strict=True):
+        assert theirs.isfinite().all()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_the_errors_of_the_library():
     scheduler = EulerDiscreteScheduler()
     pf.accelerate(scheduler)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import FrEIA.framework
 import FrEIA.modules
@@ -84,6 +85,24 @@ def test_export(kind):
     model.eval()
     program = torch.export.export(model, (x,), strict=False)
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_trace(kind):
+    # torch.jit.trace gives shapes as tensors.
+    model, x = model_and_data(kind)
+    model.eval()
+    traced = torch.jit.trace(model, (x,), check_trace=False)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["zuko", "FrEIA", "torch"])
+def test_shapes_without_values(kind):
+    # nflows and normflows themselves ask for values.
+    model, x = model_and_data(kind)
+    with warnings.catch_warnings(action="error"):
+        assert model.to("meta")(x.to("meta")).shape == ()
 
 
 def test_compiling_a_codebook():

@@ -10,7 +10,10 @@ from nflows.transforms import splines as nflows_splines
 import pyfastgan as pf
 from pyfastgan.ops._registry import Sample, T, ops
 from pyfastgan.ops._spline_formulas import _backward_reference, _settings
-from pyfastgan.ops.rational_quadratic_spline import rational_quadratic_spline_reference
+from pyfastgan.ops.rational_quadratic_spline import (
+    packed_rational_quadratic_spline,
+    rational_quadratic_spline_reference,
+)
 from pyfastgan.testing import backends, check_not_finite, check_values
 
 from .splines import CASES, NAMES, close_to_a_knot, derivatives, inputs, logits
@@ -215,12 +218,45 @@ def test_the_reference_s_backward_is_autograd_s():
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_a_second_derivative_raises():
-    x = torch.randn(3, 1, requires_grad=True)
-    y, _ = spline(x, *logits(3, 4))
-    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+@pytest.mark.parametrize("kwargs", [{}, {"inverse": True}, {"parameterisation": "zuko"}])
+def test_higher_derivatives(kwargs):
+    # The kernels' first derivative, and torch's operations from there on; one element is outside.
+    g = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64)  # noqa: E731
+    x, packed = draw(3, 2).requires_grad_(), draw(3, 2, 11).requires_grad_()
+    dy, dlogdet = (
+        draw(3, 2).requires_grad_(),
+        draw(3),
+    )  # a cotangent that is asked for, and one that is not
+    with torch.no_grad():
+        x[0, 0] = 2.5
+
+    def results(f):
+        first = torch.autograd.grad(f(), (x, packed), (dy, dlogdet), create_graph=True)
+        value = sum(t.square().sum() for t in first)
+        second = torch.autograd.grad(value, (x, packed, dy), create_graph=True)
+        third = torch.autograd.grad(sum(t.square().sum() for t in second), (x, packed, dy))
+        return (*first, *second, *third)
+
+    parts = lambda: packed.split((4, 4, 3), -1)  # noqa: E731
+    calls = (
+        lambda: packed_rational_quadratic_spline(x, packed, tail_bound=2.0, **kwargs),
+        lambda: spline(x, *parts(), tail_bound=2.0, **kwargs),
+    )
+    exact = results(
+        lambda: rational_quadratic_spline_reference(x, *parts(), tail_bound=2.0, **kwargs)
+    )
+    for call in calls:
+        for ours, theirs in zip(results(call), exact, strict=True):
+            size = float(theirs.detach().abs().max())
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * size)
+
+
+def test_a_second_derivative_by_torch_func_raises():
+    x, parameters = torch.randn(3, 1), logits(3, 4)
+    first = torch.func.grad(lambda x: spline(x, *parameters)[0].sum())
     with pytest.raises(RuntimeError, match="rational_quadratic_spline can be differentiated once"):
-        torch.autograd.grad(dx.sum(), x)
+        torch.func.grad(lambda x: first(x).sum())(x)
 
 
 def test_rounding_past_the_domain_is_clamped():

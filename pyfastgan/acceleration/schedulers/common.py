@@ -27,7 +27,7 @@ HALF, ONE, TWO = F(0.5), F(1), F(2)
 
 def ready(first: Any, *others: Any) -> bool:
     """Whether these are samples of one shape, in float32 outside autocast, that the ops take."""
-    if not isinstance(first, Tensor) or first.dtype is not torch.float32:
+    if not isinstance(first, Tensor) or first.dtype is not torch.float32 or first.is_meta:
         return False
     shape, device = first.shape, first.device
     for t in others:
@@ -86,8 +86,11 @@ def bounds(config: Any) -> dict[str, Any]:
 
 
 def x0_row(kind: str, alpha: Any, sigma: Any) -> dict[str, Any] | None:
-    """x_0 of the state and the prediction; None for a kind of prediction that is not known."""
+    """x_0 of the state and the prediction; None for a kind of prediction that is not known, or where there is no signal
+    to divide by: the library's own infinities have the signs of a sum that is divided at once."""
     if kind == "epsilon":
+        if alpha == 0:
+            return None
         return {"x0_state": ONE / alpha, "x0_prediction": -sigma / alpha}
     if kind == "sample":
         return {"x0_prediction": ONE}
