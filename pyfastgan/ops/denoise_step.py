@@ -46,7 +46,7 @@ from ._denoise_step_kernels import (
     _bound_reference,
     _step,
     _step_reference,
-    step_of_few,
+    plain_step,
 )
 from ._registry import Op, register
 from .diffuse import check_batch
@@ -170,9 +170,9 @@ def denoise_step(
     ):
         histories = (history1, history2, history3)
         given = (noise, unconditional, guidance, histories, clip, return_x0)
-        few = step_of_few(x, prediction, coefficients, *given)
-        if few is not None:
-            return few
+        found = plain_step(x, prediction, coefficients, *given)
+        if found is not None:
+            return found
     check_batch("x", x)
     # Read once: each costs as much as a check.
     shape, device = x.shape, x.device
