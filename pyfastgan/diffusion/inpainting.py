@@ -28,6 +28,9 @@ def check_mask(mask: Tensor, known: Tensor) -> Tensor:
         ValueError: a mask of another shape; the message says which one is expected.
         TypeError: known that is not floating point, or a mask that is not bool.
     """
+    for name, given in (("known", known), ("mask", mask)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
     if not known.is_floating_point() or mask.dtype != torch.bool:
         raise TypeError(
             f"known must be floating point and mask bool, got {known.dtype}, {mask.dtype}"
@@ -99,7 +102,7 @@ def inpaint(
     x = sampler.initial_noise(
         known.shape, seed, sample_offset=sample_offset, dtype=known.dtype, device=known.device
     )
-    x = torch.where(mask, noised(levels[0], 0), x)
+    x = torch.where(mask, noised(0, 0), x)  # before EDM raises the first level
     if repeats == 1:
         x = sampler.sample(network, x, seed, sample_offset=sample_offset, after=replace, **options)
     else:

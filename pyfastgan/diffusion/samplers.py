@@ -171,8 +171,9 @@ class EDM(Sampler):
     ) -> None:
         if schedule.path != "ve":
             raise ValueError(f"schedule must be of the ve path for EDM, got {schedule.path!r}")
-        if churn < 0:
-            raise ValueError(f"churn must not be negative, got {churn}")
+        for name, value in (("churn", churn), ("noise_scale", noise_scale)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
         self.churn, self.noise_scale = churn, noise_scale
         self.churn_range = (churn_from, churn_to)
         super().__init__(schedule, *args, **options)

@@ -338,3 +338,8 @@ def test_samplers_by_name():
     assert make_sampler(levels(), "ddpm", 4, learned_variance=True).variance == "learned"
     zero = Levels(NoiseSchedule.linear(50, prediction="v").zero_terminal_snr())
     assert points(zero).sample(2, 0, sampler="dpmpp-2m", steps=5).isfinite().all()
+
+
+def test_the_weight_of_min_snr_is_bounded_by_something():
+    with pytest.raises(ValueError, match="gamma must be positive, got 0"):
+        make_process("diffusion", weighting="min-snr", gamma=0)
