@@ -18,6 +18,7 @@ from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.diffusion.sampler import Number, Sampler, Stage
 from pyfastgan.diffusion.schedule import NoiseSchedule
 from pyfastgan.ops import diffuse
+from pyfastgan.ops._common import accumulation
 
 
 class DDPM(Sampler):
@@ -200,6 +201,6 @@ class EDM(Sampler):
     def begin(self, x: Tensor, seed: int | Tensor | None, **place: Any) -> Tensor:
         if self.first_noise == 0:
             return x
-        one = torch.ones(x.size(0), device=x.device)
+        one = torch.ones(x.size(0), device=x.device, dtype=accumulation(x.dtype))
         place["stream"] += len(self.stages) + 1
         return diffuse(x, one, one * self.first_noise, seed, return_noise=False, **place)[0]

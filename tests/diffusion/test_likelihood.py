@@ -266,5 +266,5 @@ def test_a_models_likelihood_refuses():
 
 
 def test_bits_need_numbers():
-    with pytest.raises(ValueError, match="dims must be at least 1 .* got 0 and 256"):
+    with pytest.raises(ValueError, match=r"dims must be at least 1 .* got 0 and 256"):
         bits_per_dim(torch.zeros(3), 0, 256)

@@ -21,6 +21,7 @@ from pyfastgan.diffusion import (
     edm_time,
     target,
 )
+from pyfastgan.ops import random_normal
 
 from .mixture import HIGH, LOW, denoise, moments, solution
 
@@ -399,3 +400,14 @@ def test_what_the_network_predicts_does_not_matter(path):
 def test_mistakes_are_named(call, error, says):
     with pytest.raises(error, match=says):
         call(NoiseSchedule.linear(10))
+
+
+def test_churn_has_the_digits_of_float64():
+    """The first state is the start and noise of the size that algorithm 2 says."""
+    sampler = EDM(NoiseSchedule.karras(3), prediction="x0", churn=1.0)
+    start, seen = torch.zeros(2, 3, dtype=torch.float64), []
+    sampler.sample(lambda x, t: seen.append(x) or x, start, 7)
+    gamma, sigma = min(1.0 / 3, 2**0.5 - 1), 80.0
+    noise = random_normal((2, 3), 7, stream=len(sampler.stages) + 1, dtype=torch.float64)
+    expected = sigma * ((1 + gamma) ** 2 - 1) ** 0.5 * noise
+    torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0)
