@@ -10,6 +10,7 @@ from pyfastgan.diffusion.process import Levels, Path, Process, Sigmas
 from pyfastgan.diffusion.sampler import Sampler
 from pyfastgan.diffusion.samplers import DDIM, DDPM, EDM, Euler, Heun
 from pyfastgan.diffusion.solvers import DPMSolverPP, FlowMatching, UniPC
+from pyfastgan.training.config import check_number
 
 _ANY: dict[str, tuple[Callable[..., Sampler], dict[str, Any]]] = {
     "ddpm": (DDPM, {}),
@@ -64,8 +65,7 @@ def make_sampler(
     default, default_steps = _DEFAULTS[type(process)]
     name, steps = name or default, default_steps if steps is None else steps
     check_choice("sampler", name, SAMPLERS)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_number("steps", steps, int, at_least=1)
     kind: Callable[..., Sampler] = EDM
     settings: dict[str, Any] = {}
     if name == "edm":

@@ -18,7 +18,10 @@ from pyfastgan.training.config import check_number
 NETWORKS = ("unet", "mlp")
 _PREDICTIONS = ("eps", "x0", "v")
 # Fields that mean nothing to another objective.
-_OF_DIFFUSION = ("prediction", "schedule", "zero_terminal_snr", "weighting", "learned_variance")
+_OF_DIFFUSION = (
+    *("prediction", "schedule", "levels", "zero_terminal_snr", "weighting", "min_snr_gamma"),
+    "learned_variance",
+)
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyfastgan.diffusion.sampler import Sampler
 from pyfastgan.diffusion.samplers import DDIM, DDPM, Euler
 from pyfastgan.ops import diffuse
+from pyfastgan.ops._common import accumulation
 
 # Streams of the noise: that of the known places, and, behind those of a sampler's stages, that of repeated steps.
 _KNOWN, _REPEATS = 2**30, 2**20
@@ -28,6 +29,9 @@ def check_mask(mask: Tensor, known: Tensor) -> Tensor:
         ValueError: a mask of another shape; the message says which one is expected.
         TypeError: known that is not floating point, or a mask that is not bool.
     """
+    for name, given in (("known", known), ("mask", mask)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
     if not known.is_floating_point() or mask.dtype != torch.bool:
         raise TypeError(
             f"known must be floating point and mask bool, got {known.dtype}, {mask.dtype}"
@@ -85,7 +89,7 @@ def inpaint(
     after = [*levels[1:], sampler.steps]
 
     def noised(level: int, stream: int) -> Tensor:
-        ones = torch.ones(len(known), device=known.device)
+        ones = torch.ones(len(known), device=known.device, dtype=accumulation(known.dtype))
         alpha, sigma = (float(t[level]) for t in (sampler.alphas, sampler.sigmas))
         place: dict[str, Any] = {"stream": _KNOWN + stream, "sample_offset": sample_offset}
         return diffuse(known, alpha * ones, sigma * ones, seed, return_noise=False, **place)[0]
@@ -99,7 +103,7 @@ def inpaint(
     x = sampler.initial_noise(
         known.shape, seed, sample_offset=sample_offset, dtype=known.dtype, device=known.device
     )
-    x = torch.where(mask, noised(levels[0], 0), x)
+    x = torch.where(mask, noised(0, 0), x)  # before EDM raises the first level
     if repeats == 1:
         x = sampler.sample(network, x, seed, sample_offset=sample_offset, after=replace, **options)
     else:
@@ -136,7 +140,7 @@ def _repeated(
             if turn + 1 < times:
                 share = alphas[k] / alphas[k + 1]
                 added = (sigmas[k] ** 2 - share**2 * sigmas[k + 1] ** 2).clamp(min=0) ** 0.5
-                ones = torch.ones(len(x), device=x.device)
+                ones = torch.ones(len(x), device=x.device, dtype=accumulation(x.dtype))
                 place["stream"] += _REPEATS // 2 + k
                 x, _ = diffuse(
                     x, float(share) * ones, float(added) * ones, seed, return_noise=False, **place

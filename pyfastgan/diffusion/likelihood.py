@@ -47,6 +47,8 @@ def bits_per_dim(nll: Tensor, dims: int, levels: int | None = None) -> Tensor:
         levels: Of values evenly spaced in [-1, 1], spread over their steps of 2 / (levels - 1) by uniform noise: the
             density's NLL then bounds that of the values.
     """
+    if dims < 1 or (levels is not None and levels < 2):
+        raise ValueError(f"dims must be at least 1 and levels at least 2, got {dims} and {levels}")
     step = 0.0 if levels is None else math.log(2 / (levels - 1))
     return (nll / dims - step) / math.log(2)
 

@@ -48,6 +48,12 @@ class Embedding(nn.Module):
         return found if self.label is None else found + self.label(labels)
 
 
+def check_times(time: Tensor, x: Tensor) -> None:
+    """Refuses what is not a time for each sample of a network's input x."""
+    if time.shape != x.shape[:1]:
+        raise ValueError(f"time must be of shape ({x.size(0)},) like x, got {tuple(time.shape)}")
+
+
 class MLP(nn.Module):
     """A network for vectors (N, dim): `layers` linear layers with SiLU, the first of which is told time and class.
 
@@ -77,7 +83,7 @@ class MLP(nn.Module):
         for name, count in (("dim", dim), ("width", width), ("layers", layers)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        self.self_conditioning = self_conditioning
+        self.dim, self.self_conditioning = dim, self_conditioning
         self.embedding = Embedding(width, time_scale, classes)
         self.input = nn.Linear(dim * (1 + self_conditioning), width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
@@ -94,6 +100,9 @@ class MLP(nn.Module):
             labels: int64 (N,), of a conditional network.
             x0: (N, dim), the estimate of a network with self-conditioning; zeros by default.
         """
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must be of shape (N, {self.dim}), got {tuple(x.shape)}")
+        check_times(time, x)
         x = with_estimate(x, x0) if self.self_conditioning else x
         h = functional.silu(self.input(x) + self.embedding(time, labels))
         for layer in self.hidden:

@@ -3,7 +3,7 @@ prediction m.
 
     eps    m = z (Ho et al. 2020)
     x0     m = x_0
-    v      m = alpha z - sigma x_0, with alpha^2 + sigma^2 = 1 (Salimans & Ho 2022)
+    v      m = alpha z - sigma x_0 (Salimans & Ho 2022), on any path
     flow   m = z - x_0, the velocity of the straight path (Lipman et al. 2023)
     edm    x_0 = c_skip x + c_out m, with m = F(c_in x, c_noise) and alpha = 1 (Karras et al. 2022, table 1)
 """
@@ -62,8 +62,8 @@ PREDICTIONS: dict[str, Prediction] = {
         lambda a, s: Pair(1 / s, -a / s),
     ),
     "v": Prediction(
-        lambda a, s: Pair(a, -s),
-        lambda a, s: Pair(s, a),
+        lambda a, s: Pair(a / (a**2 + s**2), -s / (a**2 + s**2)),
+        lambda a, s: Pair(s / (a**2 + s**2), a / (a**2 + s**2)),
     ),
     "flow": Prediction(
         lambda a, s: Pair(1 / (a + s), -s / (a + s)),

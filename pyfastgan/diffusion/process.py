@@ -51,6 +51,8 @@ class Levels:
         self, schedule: NoiseSchedule, weighting: str = "none", gamma: float = 5.0
     ) -> None:
         check_choice("weighting", weighting, WEIGHTINGS)
+        if not gamma > 0:
+            raise ValueError(f"gamma must be positive, got {gamma}")
         self.schedule, self.weighting, self.gamma = schedule, weighting, gamma
         self.prediction = schedule.prediction
 
@@ -129,9 +131,6 @@ class Sigmas:
     def grid(self, steps: int, finite: bool) -> tuple[NoiseSchedule, Tensor | None]:
         """A schedule for a sampler, all of whose levels are gone through."""
         options: dict[str, Any] = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
-        if steps == 1:
-            sigmas = torch.tensor([self.sigma_max])
-            return NoiseSchedule.from_sigmas(sigmas, prediction="edm"), None
         return NoiseSchedule.karras(steps, prediction="edm", **options), None
 
     def bounds(self) -> tuple[float, float]:

@@ -20,7 +20,8 @@ from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.prediction import PREDICTIONS, edm_input_scale, edm_time
 from pyfastgan.diffusion.schedule import NoiseSchedule
 from pyfastgan.ops import denoise_step, random_normal
-from pyfastgan.ops.denoise_step import COEFFICIENTS
+from pyfastgan.ops.denoise_step import COEFFICIENTS, check_bounds
+from pyfastgan.ops.diffuse import check_batch
 
 Network = Callable[..., Tensor]
 Number = float | Tensor
@@ -74,6 +75,9 @@ class Sampler:
         quantile_limit: float | None = None,
         final: float | None = 0.0,
     ) -> None:
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
+        check_bounds(clip, quantile, quantile_limit)
         self.schedule = schedule
         self.prediction = prediction or schedule.prediction
         check_choice("prediction", self.prediction, PREDICTIONS)
@@ -93,6 +97,11 @@ class Sampler:
         self.table = torch.stack([self._row(stage) for stage in self.stages])
         if not self.table.isfinite().all():
             k = int((~self.table.isfinite()).any(1).nonzero()[0])
+            if self.table[k, :2].isfinite().all():
+                raise ValueError(
+                    f"timesteps must begin where there is a signal, and end before the noise does, for "
+                    f"{type(self).__name__} with prediction {self.prediction!r}: the update of stage {k} is not finite"
+                )
             raise ValueError(
                 f"prediction {self.prediction!r} does not give x_0 at level {self.stages[k].level} of the sampler, "
                 "where there is no signal or no noise; v and x0 do"
@@ -158,6 +167,8 @@ class Sampler:
         """The update of stage `k`; `kept` holds what stages hand on, and starts empty."""
         stage = self.stages[k]
         options |= {f"history{n + 1}": kept[name] for n, name in enumerate(stage.history)}
+        if "log_min" in stage.row and options.get("variance") is None:
+            raise ValueError("learned_variance must be true for a sampler of a learned variance")
         if stage.noise:
             options |= {"stream": options.get("stream", 0) + k + 1, "add_noise": True}
         else:
@@ -226,6 +237,10 @@ class Sampler:
         Raises:
             ValueError: guidance without condition and no_condition, or a prediction of another shape.
         """
+        check_batch("x", x)
+        for name, given in (("condition", condition), ("no_condition", no_condition)):
+            if given is not None and len(given) != len(x):
+                raise ValueError(f"{name} must have {len(x)} samples like x, got {len(given)}")
         if guidance is not None and (condition is None or no_condition is None):
             raise ValueError(
                 "guidance must be None for an unconditional model; "

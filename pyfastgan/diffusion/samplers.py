@@ -18,6 +18,7 @@ from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.diffusion.sampler import Number, Sampler, Stage
 from pyfastgan.diffusion.schedule import NoiseSchedule
 from pyfastgan.ops import diffuse
+from pyfastgan.ops._common import accumulation
 
 
 class DDPM(Sampler):
@@ -171,8 +172,9 @@ class EDM(Sampler):
     ) -> None:
         if schedule.path != "ve":
             raise ValueError(f"schedule must be of the ve path for EDM, got {schedule.path!r}")
-        if churn < 0:
-            raise ValueError(f"churn must not be negative, got {churn}")
+        for name, value in (("churn", churn), ("noise_scale", noise_scale)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
         self.churn, self.noise_scale = churn, noise_scale
         self.churn_range = (churn_from, churn_to)
         super().__init__(schedule, *args, **options)
@@ -199,6 +201,6 @@ class EDM(Sampler):
     def begin(self, x: Tensor, seed: int | Tensor | None, **place: Any) -> Tensor:
         if self.first_noise == 0:
             return x
-        one = torch.ones(x.size(0), device=x.device)
+        one = torch.ones(x.size(0), device=x.device, dtype=accumulation(x.dtype))
         place["stream"] += len(self.stages) + 1
         return diffuse(x, one, one * self.first_noise, seed, return_noise=False, **place)[0]

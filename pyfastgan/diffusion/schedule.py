@@ -24,11 +24,16 @@ from pyfastgan.diffusion.diffusers_config import DIFFUSERS_KEYS, DIFFUSERS_REFUS
 from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.ops import diffuse, gaussian_vlb
-from pyfastgan.ops._common import accumulation
+from pyfastgan.ops._common import accumulation, check_float
 from pyfastgan.ops.gaussian_vlb import COEFFICIENTS as VLB_COEFFICIENTS
+from pyfastgan.training.config import check_number
 
 PATHS = ("vp", "ve", "flow")
 SPACINGS = ("leading", "linspace", "trailing")
+
+
+def _check_steps(steps: object) -> None:
+    check_number("steps", steps, int, at_least=1)
 
 
 class NoiseSchedule:
@@ -57,11 +62,16 @@ class NoiseSchedule:
     ) -> None:
         check_choice("path", path, PATHS)
         check_choice("prediction", prediction, PREDICTIONS)
-        if alpha_squared.dim() != 1 or alpha_squared.shape != sigma_squared.shape:
+        check_float("alpha_squared", alpha_squared)
+        check_float("sigma_squared", sigma_squared)
+        shape = alpha_squared.shape
+        if len(shape) != 1 or shape != sigma_squared.shape or not len(alpha_squared):
             raise ValueError(
-                "alpha_squared and sigma_squared must have shape (T,), "
-                f"got {tuple(alpha_squared.shape)} and {tuple(sigma_squared.shape)}"
+                "alpha_squared and sigma_squared must have shape (T,) with at least one level, "
+                f"got {tuple(shape)} and {tuple(sigma_squared.shape)}"
             )
+        if time is not None and time.shape != shape:
+            raise ValueError(f"time must have shape {tuple(shape)}, got {tuple(time.shape)}")
         if not (alpha_squared.isfinite().all() and sigma_squared.isfinite().all()):
             raise ValueError("alpha_squared and sigma_squared must be finite")
         if not (alpha_squared >= 0).all() or not (sigma_squared > 0).all():
@@ -112,6 +122,7 @@ class NoiseSchedule:
         cls, steps: int = 1000, start: float = 1e-4, end: float = 0.02, **options: Any
     ) -> NoiseSchedule:
         """Betas that grow linearly (Ho et al. 2020)."""
+        _check_steps(steps)
         return cls.from_betas(torch.linspace(start, end, steps, dtype=torch.float64), **options)
 
     @classmethod
@@ -119,6 +130,9 @@ class NoiseSchedule:
         cls, steps: int = 1000, start: float = 0.00085, end: float = 0.012, **options: Any
     ) -> NoiseSchedule:
         """Square roots of betas that grow linearly (latent diffusion, Rombach et al. 2022)."""
+        _check_steps(steps)
+        if not (start >= 0 and end >= 0):
+            raise ValueError(f"start and end must not be negative, got {start} and {end}")
         roots = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64)
         return cls.from_betas(roots**2, **options)
 
@@ -127,6 +141,7 @@ class NoiseSchedule:
         cls, steps: int = 1000, start: float = 1e-4, end: float = 0.02, **options: Any
     ) -> NoiseSchedule:
         """Betas on a logistic curve from -6 to 6 (GeoDiff, Xu et al. 2022)."""
+        _check_steps(steps)
         curve = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
         return cls.from_betas(curve * (end - start) + start, **options)
 
@@ -135,6 +150,7 @@ class NoiseSchedule:
         cls, steps: int = 1000, offset: float = 0.008, most: float = 0.999, **options: Any
     ) -> NoiseSchedule:
         """alpha^2 = cos^2 of a quarter turn, each beta at most `most` (Nichol & Dhariwal 2021)."""
+        _check_steps(steps)
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         curve = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
         return cls.from_betas((1 - curve[1:] / curve[:-1]).clamp(max=most), **options)
@@ -148,15 +164,18 @@ class NoiseSchedule:
         rho: float = 7.0,
         **options: Any,
     ) -> NoiseSchedule:
-        """Sigmas whose rho-th root is evenly spaced (Karras et al. 2022, equation 5)."""
+        """Sigmas whose rho-th root is evenly spaced (Karras et al. 2022, equation 5); one alone is `sigma_max`."""
+        _check_steps(steps)
+        if not rho > 0:
+            raise ValueError(f"rho must be positive, got {rho}")
         if not 0 < sigma_min < sigma_max:
             raise ValueError(
                 f"sigma_min must lie between 0 and sigma_max, got {sigma_min} and {sigma_max}"
             )
         roots = torch.linspace(
-            sigma_min ** (1 / rho), sigma_max ** (1 / rho), steps, dtype=torch.float64
+            sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps, dtype=torch.float64
         )
-        return cls.from_sigmas(roots**rho, **options)
+        return cls.from_sigmas(roots.flip(0) ** rho, **options)
 
     @classmethod
     def from_sigmas(cls, sigmas: Tensor, **options: Any) -> NoiseSchedule:
@@ -168,6 +187,7 @@ class NoiseSchedule:
     def flow(cls, steps: int = 100, shift: float = 1.0, **options: Any) -> NoiseSchedule:
         """t = 1 / steps to 1; `shift` s moves t to s t / (1 + (s - 1) t) (Esser et al. 2024). The network is told t,
         and predicts the velocity z - x_0."""
+        _check_steps(steps)
         if not shift > 0:
             raise ValueError(f"shift must be positive, got {shift}")
         t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
@@ -195,6 +215,8 @@ class NoiseSchedule:
         Raises:
             ValueError: a key is not known, or asks for what is not supported.
         """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be a mapping, got {type(config).__name__}")
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         for key, value in config.items():
             if key not in DIFFUSERS_KEYS:
@@ -205,6 +227,10 @@ class NoiseSchedule:
             if refused is not None and value not in refused:
                 raise ValueError(f"config: {key}={value!r} is not supported, only {refused}")
         steps = config.get("num_train_timesteps", 1000)
+        check_number("config: num_train_timesteps", steps, int, at_least=1)
+        for key in ("beta_start", "beta_end", "shift"):
+            if key in config:
+                check_number(f"config: {key}", config[key], float, at_least=0)
         if "shift" in config:
             t = torch.linspace(1, steps, steps, dtype=torch.float32) / steps
             shift = config["shift"]
@@ -217,6 +243,10 @@ class NoiseSchedule:
             squares = ((root - last) * (first / (first - last))) ** 2
             betas = 1 - torch.cat((squares[:1], squares[1:] / squares[:-1]))
         alpha_squared = torch.cumprod(1.0 - betas, 0)
+        # Schedulers that work on sigma, which clip nothing, keep the last level finite (where it stays the last).
+        finite = "timestep_spacing" in config and "clip_sample" not in config
+        if config.get("rescale_betas_zero_snr") and finite and bool(alpha_squared[-2:][0] > 2**-24):
+            alpha_squared[-1] = 2**-24
         name = config.get("prediction_type", "epsilon")
         known = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
         if name not in known:
@@ -323,6 +353,7 @@ class NoiseSchedule:
         level, `linspace` does both (Lin et al. 2024, table 2)."""
         check_choice("spacing", spacing, SPACINGS)
         total = len(self)
+        check_number("steps", steps, int, at_least=-math.inf)
         if not 1 <= steps <= total:
             raise ValueError(f"steps must lie in [1, {total}], the schedule's levels, got {steps}")
         k = torch.arange(steps, dtype=torch.float64)
@@ -332,6 +363,10 @@ class NoiseSchedule:
             levels = torch.linspace(0, total - 1, steps, dtype=torch.float64).round()
         else:
             levels = (total - k * (total / steps)).round().flip(0) - 1
+        if levels.max() >= total or levels.min() < 0:
+            raise ValueError(
+                f"offset must keep the levels in [0, {total}), got {offset} with {steps} steps"
+            )
         return levels.long().flip(0)
 
     def grid(
@@ -351,7 +386,7 @@ class NoiseSchedule:
         t = torch.arange(len(self) - 1, -1, -1) if timesteps is None else torch.as_tensor(timesteps)
         if t.dim() != 1 or t.numel() == 0:
             raise ValueError(f"timesteps must have shape (steps,), got {tuple(t.shape)}")
-        if t.min() < 0 or t.max() > len(self) - 1:
+        if not (t.min() >= 0 and t.max() <= len(self) - 1):
             raise ValueError(f"timesteps must lie in [0, {len(self) - 1}], got {t.tolist()}")
         whole = t.long()
         if torch.equal(whole.to(t.dtype), t):
@@ -365,6 +400,10 @@ class NoiseSchedule:
             a, s, time = 1 / (1 + ratio**2), ratio**2 / (1 + ratio**2), t
         else:
             raise ValueError(f"timesteps must be whole numbers on the {self.path} path")
+        if final is None and len(t) == 1:
+            raise ValueError(f"timesteps must be two or more where final is None, got {t.tolist()}")
+        if final is not None and not final >= 0:
+            raise ValueError(f"final must not be negative, got {final}")
         if final is not None:
             end = torch.tensor([final], dtype=dtype)
             end_time = self.at_ratio(end) if final > 0 else torch.zeros_like(time[:1])

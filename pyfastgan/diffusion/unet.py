@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyfastgan.diffusion.mlp import Embedding, with_estimate
+from pyfastgan.diffusion.mlp import Embedding, check_times, with_estimate
 from pyfastgan.nn import NormAct
 
 _HEAD = 32  # channels of an attention head
@@ -117,6 +117,8 @@ class UNet(nn.Module):
         super().__init__()
         if width < 4 or width % 4:
             raise ValueError(f"width must be a positive multiple of 4, got {width}")
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
         if blocks < 1 or not multipliers or min(multipliers) < 1:
             raise ValueError(
                 f"blocks and multipliers must be at least 1, got {blocks}, {multipliers}"
@@ -179,6 +181,7 @@ class UNet(nn.Module):
                 f"x must be of shape (N, {self.channels}, {self.size}, {self.size}),"
                 f" got {tuple(x.shape)}"
             )
+        check_times(time, x)
         x = with_estimate(x, x0) if self.self_conditioning else x
         embedding = functional.silu(self.embedding(time, labels))
         h = self.input(x)

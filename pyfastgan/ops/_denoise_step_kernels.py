@@ -259,12 +259,12 @@ _step = Kernel(
 )
 
 
-# Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
-_MOST = 2**18
+# Called past all that calls usually go through, which takes as long as the kernel does over a quarter of a million
+# elements.
 _kernel = _backends.cpu_kernel("denoise_step")
 
 
-def step_of_few(
+def plain_step(
     x: Any,
     prediction: Any,
     coefficients: Any,
@@ -276,7 +276,7 @@ def step_of_few(
     return_x0: Any,
 ) -> tuple[Tensor, Tensor | None] | None:
     """A call without made noise, learned variance or dynamic threshold on a CPU: contiguous tensors of one type that
-    nothing is recorded for, and one row. None for all else, calls with a mistake among them."""
+    nothing is recorded for. None for all else, calls with a mistake among them."""
     if (
         _is_compiling()
         or _kernel is None
@@ -291,12 +291,13 @@ def step_of_few(
     if (
         not (dtype is torch.float32 or dtype is torch.float64)
         or len(shape) < 2
-        or not 0 < size <= _MOST
+        or size == 0
         or coefficients.dtype is not dtype
-        or coefficients.dim() != 1
-        or coefficients.numel() != len(COEFFICIENTS)
         or not (coefficients.is_cpu and coefficients.is_contiguous())
     ):
+        return None
+    samples, table = shape[0], coefficients.shape
+    if table != (_WIDTH,) and table != (samples, _WIDTH):
         return None
     history1, history2, history3 = histories
     recorded = coefficients.requires_grad
@@ -316,13 +317,25 @@ def step_of_few(
         places.append(t.data_ptr())
     if places[1] is None or (recorded and torch.is_grad_enabled()):
         return None
-    scale, scale_place = None, None
-    if unconditional is not None:
-        if not (type(guidance) is float or type(guidance) is int) or not -1e38 < guidance < 1e38:
+    scale, scale_place, scale_stride = None, None, 0
+    if unconditional is None:
+        if guidance is not None:
             return None
+    elif type(guidance) is Tensor:
+        scale_stride = guidance.dim()
+        if (
+            guidance.dtype is not dtype
+            or scale_stride > 1
+            or (scale_stride and guidance.numel() != samples)
+            or not (guidance.is_cpu and guidance.is_contiguous())
+            or (guidance.requires_grad and torch.is_grad_enabled())
+        ):
+            return None
+        scale_place = guidance.data_ptr()
+    elif (type(guidance) is float or type(guidance) is int) and -1e38 < guidance < 1e38:
         scale = array("f" if dtype is torch.float32 else "d", (guidance,))
         scale_place = scale.buffer_info()[0]
-    elif guidance is not None:
+    else:
         return None
     if clip is None:
         clip = math.nan
@@ -331,19 +344,18 @@ def step_of_few(
     new = torch.empty_like if size <= FEW else fresh_like
     y = new(x)
     x0 = new(x) if return_x0 else None
-    samples = shape[0]
     _kernel(
         places[0],
         places[1],
         places[3],
         scale_place,
-        0,
+        scale_stride,
         None,
         places[4],
         places[5],
         places[6],
         coefficients.data_ptr(),
-        0,
+        0 if len(table) == 1 else _WIDTH,
         None,
         clip,
         places[2],

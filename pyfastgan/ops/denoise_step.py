@@ -46,7 +46,7 @@ from ._denoise_step_kernels import (
     _bound_reference,
     _step,
     _step_reference,
-    step_of_few,
+    plain_step,
 )
 from ._registry import Op, register
 from .diffuse import check_batch
@@ -97,7 +97,8 @@ def _check_guidance(guidance: object, x: Tensor) -> Tensor:
     return (guidance if guidance.dtype == wide else guidance.to(wide)).contiguous()
 
 
-def _check_bounds(clip: float | None, quantile: float | None, limit: float | None) -> None:
+def check_bounds(clip: float | None, quantile: float | None, limit: float | None) -> None:
+    """Refuses bounds on x0 that are none."""
     if clip is not None and not (math.isfinite(clip) and clip > 0):
         raise ValueError(f"clip must be finite and positive, or None, got {clip}")
     if quantile is None:
@@ -170,9 +171,9 @@ def denoise_step(
     ):
         histories = (history1, history2, history3)
         given = (noise, unconditional, guidance, histories, clip, return_x0)
-        few = step_of_few(x, prediction, coefficients, *given)
-        if few is not None:
-            return few
+        found = plain_step(x, prediction, coefficients, *given)
+        if found is not None:
+            return found
     check_batch("x", x)
     # Read once: each costs as much as a check.
     shape, device = x.shape, x.device
@@ -194,7 +195,7 @@ def denoise_step(
     if history3 is not None:
         history3 = _like("history3", history3, x, shape, device)
     if clip is not None or quantile is not None or quantile_limit is not None:
-        _check_bounds(clip, quantile, quantile_limit)
+        check_bounds(clip, quantile, quantile_limit)
     key = None
     if add_noise:
         key = noise_seed(x, noise, seed, stream, sample_offset, generator)

@@ -74,10 +74,13 @@ class _Diffuse(torch.autograd.Function):
         x0, alpha, sigma, noise, seed, *ctx.counter, _ = inputs
         if output[1] is not None:
             ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # or the noise would get a gradient of zeros
         ctx.save_for_backward(x0, alpha, sigma, noise, seed)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if dy is None:
+            return (None,) * (len(ctx.counter) + 6)
         x0, alpha, sigma, noise, seed = ctx.saved_tensors
         want_x0, want_alpha, want_sigma, want_noise = ctx.needs_input_grad[:4]
         want_coefficients = want_alpha or want_sigma
@@ -121,12 +124,12 @@ def check_batch(argument: str, x: object) -> None:
         )
 
 
-# Up to this many elements a call of the kernel goes past all that its calls usually go through, which takes as long.
-_MOST = 2**18
+# Called past all that calls usually go through, which takes as long as the kernel does over a quarter of a million
+# elements.
 _kernel = _backends.cpu_kernel("diffuse")
 
 
-def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
+def _given(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
     """x_t by given noise on a CPU: contiguous tensors of one type that nothing is recorded for. None for all else,
     calls with a mistake among them."""
     if (
@@ -142,7 +145,7 @@ def _few(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
     if (
         not (dtype is torch.float32 or dtype is torch.float64)
         or len(shape) < 2
-        or not 0 < size <= _MOST
+        or size == 0
         or noise.dtype is not dtype
         or alpha.dtype is not dtype
         or sigma.dtype is not dtype
@@ -213,9 +216,9 @@ def diffuse(
         and type(stream) is type(sample_offset) is int
         and stream == sample_offset == 0
     ):
-        few = _few(x0, alpha, sigma, noise)
-        if few is not None:
-            return few, noise if return_noise else None
+        found = _given(x0, alpha, sigma, noise)
+        if found is not None:
+            return found, noise if return_noise else None
     check_batch("x0", x0)
     check_samples("alpha", alpha, x0)
     check_samples("sigma", sigma, x0)

@@ -233,3 +233,33 @@ def test_unknown_and_unsupported_keys_are_refused():
         NoiseSchedule.from_diffusers(config | {"beta_schedule": "liner"})
     with pytest.raises(ValueError, match="prediction_type must be one of epsilon"):
         NoiseSchedule.from_diffusers(config | {"prediction_type": "flow"})
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_a_zero_terminal_signal_of_schedulers_that_work_on_sigma(kind):
+    """They keep it finite."""
+    config = {
+        "beta_schedule": "scaled_linear",
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+    }
+    scheduler = kind(rescale_betas_zero_snr=True, **config)
+    schedule = NoiseSchedule.from_diffusers(scheduler.config)
+    assert torch.equal(schedule.alpha_squared, scheduler.alphas_cumprod)
+    assert float(schedule.alpha_squared[-1]) == 2**-24
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (5, "config must be a mapping, got int"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be at least 1"),
+        ({"num_train_timesteps": "9"}, "num_train_timesteps must be int, got '9'"),
+        ({"beta_start": "a"}, "beta_start must be float, got 'a'"),
+        ({"shift": -1.0}, "shift must be at least 0, got -1.0"),
+        ({"trained_betas": []}, "with at least one level"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_named(config, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        NoiseSchedule.from_diffusers(config)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyfastgan.diffusion import DDPM, NoiseSchedule, Path, Sigmas, inpaint
+from pyfastgan.diffusion import DDPM, EDM, NoiseSchedule, Path, Sigmas, inpaint
 
 from .models import HALF, KNOWN, images, levels
 
@@ -81,3 +81,20 @@ def test_repaint_reaches_the_conditional_distribution():
 def test_a_mask_that_is_not_bool():
     with pytest.raises(TypeError, match=r"mask bool, got torch.float32, torch.float32"):
         images(levels()).sample(3, 0, known=KNOWN, mask=HALF.float())
+
+
+def test_the_known_places_have_the_noise_of_a_raised_first_level():
+    """EDM with churn adds noise before its first call: to what is known, no more than to the rest."""
+    sampler = EDM(NoiseSchedule.karras(3), prediction="x0", churn=1.0)
+    seen, known = [], torch.zeros(1, 1, 100, 100)
+    mask = torch.zeros(1, 1, 100, 100, dtype=torch.bool)
+    mask[..., 50:] = True
+
+    def network(x, time):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    inpaint(sampler, network, known, mask, 0)
+    raised = float(sampler.sigmas[sampler.stages[0].level])
+    for part in (seen[0][mask], seen[0][~mask]):
+        assert float(part.std()) == pytest.approx(raised, rel=0.05)

@@ -263,3 +263,8 @@ def test_a_models_likelihood_refuses():
     ):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+def test_bits_need_numbers():
+    with pytest.raises(ValueError, match=r"dims must be at least 1 .* got 0 and 256"):
+        bits_per_dim(torch.zeros(3), 0, 256)

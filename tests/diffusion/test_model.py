@@ -12,6 +12,7 @@ from pyfastgan.diffusion import (
     DDPM,
     EDM,
     SAMPLERS,
+    DiffusionConfig,
     DPMSolverPP,
     FlowMatching,
     Levels,
@@ -338,3 +339,14 @@ def test_samplers_by_name():
     assert make_sampler(levels(), "ddpm", 4, learned_variance=True).variance == "learned"
     zero = Levels(NoiseSchedule.linear(50, prediction="v").zero_terminal_snr())
     assert points(zero).sample(2, 0, sampler="dpmpp-2m", steps=5).isfinite().all()
+
+
+def test_the_weight_of_min_snr_is_bounded_by_something():
+    with pytest.raises(ValueError, match="gamma must be positive, got 0"):
+        make_process("diffusion", weighting="min-snr", gamma=0)
+
+
+@pytest.mark.parametrize("field", ["levels", "min_snr_gamma"])
+def test_fields_of_diffusion_mean_nothing_to_flow_matching(field):
+    with pytest.raises(ValueError, match=f"{field} belongs to objective 'diffusion', got 7"):
+        DiffusionConfig(objective="flow", **{field: 7})

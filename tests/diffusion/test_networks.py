@@ -82,3 +82,17 @@ def test_neighbouring_levels_differ_in_a_half_type():
 def test_what_is_refused(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_networks_name_their_mistakes():
+    for call, says in (
+        (lambda: UNet(0, 8), "channels must be at least 1, got 0"),
+        (
+            lambda: UNet(1, 8)(torch.zeros(1, 1, 8, 8), torch.zeros(2)),
+            r"time must be of shape \(1,\)",
+        ),
+        (lambda: MLP(2)(torch.zeros(3, 4), torch.zeros(3)), r"x must be of shape \(N, 2\), got"),
+        (lambda: MLP(2)(torch.zeros(3, 2), torch.zeros(2)), r"time must be of shape \(3,\) like x"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()

@@ -10,6 +10,7 @@ from pyfastgan.diffusion import (
     DDIM,
     DDPM,
     EDM,
+    PREDICTIONS,
     DPMSolverPP,
     Euler,
     FlowMatching,
@@ -18,7 +19,9 @@ from pyfastgan.diffusion import (
     UniPC,
     edm_input_scale,
     edm_time,
+    target,
 )
+from pyfastgan.ops import random_normal
 
 from .mixture import HIGH, LOW, denoise, moments, solution
 
@@ -331,3 +334,80 @@ def test_what_is_refused():
     ):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "flow"])
+def test_what_the_network_predicts_does_not_matter(path):
+    """Each prediction of one and the same x_0 gives the same samples, on every path."""
+    schedule = {
+        "vp": NoiseSchedule.linear(8),
+        "ve": NoiseSchedule.karras(8),
+        "flow": NoiseSchedule.flow(8),
+    }[path]
+    timesteps, found = [5, 3, 0], {}
+    for name in set(PREDICTIONS) - ({"edm"} if path != "ve" else set()):
+        sampler = DDIM(schedule, timesteps, prediction=name, clip=1.0)
+        stages = iter(sampler.stages)
+
+        def network(x, time, name=name, sampler=sampler, stages=stages):
+            level = next(stages).level
+            alpha, sigma = (t[level].expand(len(x)) for t in (sampler.alphas, sampler.sigmas))
+            x = x / edm_input_scale(sigma[0]) if name == "edm" else x
+            x0 = torch.tanh(2 * x)
+            noise = (x - alpha[0] * x0) / sigma[0]
+            return target(name, x0, noise, alpha, sigma)
+
+        x = sampler.initial_noise((4, 3), 1, dtype=torch.float64)
+        found[name] = sampler.sample(network, x)
+    for y in found.values():
+        torch.testing.assert_close(y, found["eps"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda s: DDIM("linear"), TypeError, "schedule must be a NoiseSchedule, got str"),
+        (lambda s: DDIM(s, clip=-1.0), ValueError, "clip must be finite and positive"),
+        (lambda s: DDIM(s, quantile=0.9), ValueError, "clip must be given with a quantile"),
+        (lambda s: DDIM(s, [9], final=None), ValueError, "timesteps must be two or more"),
+        (lambda s: DDIM(s, final=-1.0), ValueError, "final must not be negative"),
+        (lambda s: DDIM(s, [float("nan")]), ValueError, "timesteps must lie in"),
+        (lambda s: DDIM(s).sample(lambda x, t: x, "x"), TypeError, "x must be a tensor"),
+        (
+            lambda s: DDIM(s).sample(
+                lambda x, t, c: x, torch.zeros(2, 3), condition=torch.zeros(3)
+            ),
+            ValueError,
+            "condition must have 2 samples like x, got 3",
+        ),
+        (
+            lambda s: DDPM(s, variance="learned").sample(lambda x, t: x, torch.zeros(2, 3), 0),
+            ValueError,
+            "learned_variance must be true",
+        ),
+        (
+            lambda s: Heun(s.zero_terminal_snr()),
+            ValueError,
+            "timesteps must begin where there is a signal.* for Heun",
+        ),
+        (
+            lambda s: EDM(NoiseSchedule.karras(5), churn=float("nan")),
+            ValueError,
+            "churn must not be negative, got nan",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, error, says):
+    with pytest.raises(error, match=says):
+        call(NoiseSchedule.linear(10))
+
+
+def test_churn_has_the_digits_of_float64():
+    """The first state is the start and noise of the size that algorithm 2 says."""
+    sampler = EDM(NoiseSchedule.karras(3), prediction="x0", churn=1.0)
+    start, seen = torch.zeros(2, 3, dtype=torch.float64), []
+    sampler.sample(lambda x, t: seen.append(x) or x, start, 7)
+    gamma, sigma = min(1.0 / 3, 2**0.5 - 1), 80.0
+    noise = random_normal((2, 3), 7, stream=len(sampler.stages) + 1, dtype=torch.float64)
+    expected = sigma * ((1 + gamma) ** 2 - 1) ** 0.5 * noise
+    torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0)

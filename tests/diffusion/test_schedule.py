@@ -179,3 +179,34 @@ def test_ancestral_fixed_points(variance, deviation):
         if deviation == 0:
             table = DDIM(schedule, timesteps, prediction="x0").table
             torch.testing.assert_close(table[:, 2] ** 2 * s[:-1], s[1:], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", ["linear", "scaled_linear", "sigmoid", "cosine", "karras", "flow"])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "9"])
+def test_a_schedule_has_levels(make, steps):
+    with pytest.raises((TypeError, ValueError), match="steps must be"):
+        getattr(NoiseSchedule, make)(steps)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: NoiseSchedule.from_betas([]), "with at least one level, got .0,."),
+        (lambda: NoiseSchedule.karras(5, rho=0), "rho must be positive, got 0"),
+        (lambda: NoiseSchedule.scaled_linear(5, -0.1), "start and end must not be negative"),
+        (lambda: NoiseSchedule.linear(9).timesteps(3, offset=5), r"offset must keep .* \[0, 9\)"),
+        (lambda: NoiseSchedule.linear(9).timesteps(2.5), "steps must be int, got 2.5"),
+        (lambda: NoiseSchedule("vp", [0.9], [0.1]), "alpha_squared must be a tensor, got list"),
+        (
+            lambda: NoiseSchedule("ve", torch.ones(2), torch.tensor([1.0, 2]), torch.arange(3)),
+            r"time must have shape \(2,\), got \(3,\)",
+        ),
+    ],
+)
+def test_mistakes_in_a_schedule_are_named(call, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
+
+
+def test_one_level_of_karras_is_the_largest():
+    assert NoiseSchedule.karras(1, sigma_max=7.0).sigma.tolist() == pytest.approx([7.0])

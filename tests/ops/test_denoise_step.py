@@ -176,15 +176,22 @@ def test_a_whole_loop_compiles():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("given", ["", "noise", "guidance", "histories", "clip", "all"])
+@pytest.mark.parametrize(
+    "given", ["", "noise", "guidance", "guidances", "histories", "clip", "rows", "all"]
+)
 def test_the_short_way_is_the_long_one(dtype, given):
     """Which the number of the first sample, where no noise depends on it, asks for."""
     x, prediction, *more = torch.randn(7, 2, 3, 5, dtype=dtype)
     factors, options = torch.randn(11, dtype=dtype), {"return_x0": given != "clip"}
+    if given == "rows":
+        factors = torch.randn(2, 11, dtype=dtype)
     if given in ("noise", "all"):
         options |= {"noise": more[0], "add_noise": True}
     if given in ("guidance", "all"):
         options |= {"unconditional": more[1], "guidance": 2.5}
+    if given in ("guidances", "all"):
+        scales = torch.tensor([2.5, -1.0], dtype=dtype)
+        options |= {"unconditional": more[1], "guidance": scales[0] if given == "all" else scales}
     if given in ("histories", "all"):
         options |= {"history1": more[2], "history2": more[3], "history3": more[4]}
     if given in ("clip", "all"):
@@ -195,3 +202,27 @@ def test_the_short_way_is_the_long_one(dtype, given):
         strict=True,
     ):
         assert (short is long is None) or torch.equal(short, long)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"guidance": torch.zeros(3)}, "guidance must be a number"),
+        ({"guidance": torch.zeros(2, 1)}, "guidance must be a number"),
+        ({"guidance": torch.zeros(2, device="meta")}, "guidance must be on cpu"),
+        ({"coefficients": torch.zeros(3, 11)}, "coefficients must have shape"),
+        ({"coefficients": torch.zeros(2, 10)}, "coefficients must have shape"),
+    ],
+)
+def test_the_short_way_refuses_what_the_long_one_does(wrong, says):
+    x, u = torch.randn(2, 2, 5)
+    options = {"unconditional": u, "guidance": 2.0, "coefficients": torch.randn(11)} | wrong
+    with pytest.raises(ValueError, match=says):
+        pf.ops.denoise_step(x, x, **options)
+
+
+def test_guidance_in_another_type_counts():
+    x, m, u = doubles(*SHAPE, count=3)
+    coefficients = row(state=0.5, x0_prediction=1, x0=1)
+    y, _ = pf.ops.denoise_step(x, m, coefficients, unconditional=u, guidance=torch.tensor(2.0))
+    torch.testing.assert_close(y, 0.5 * x + u + 2 * (m - u))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyfastgan as pf
 from pyfastgan.ops._registry import FLOATS, ops
@@ -71,6 +72,23 @@ def test_the_backward_pass_makes_the_noise_again():
     torch.testing.assert_close(dx0, alpha.detach()[:, None].expand(2, 1000))
     torch.testing.assert_close(dalpha, x0.detach().sum(1))
     torch.testing.assert_close(dsigma, noise.sum(1))
+
+
+def test_the_returned_noise_gets_no_gradient_of_zeros():
+    """It would cost as much as the noise itself."""
+
+    class Zeros(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.made += "zeros" in str(function)
+            return function(*args, **(kwargs or {}))
+
+    x0 = torch.randn(2, 10, requires_grad=True)
+    x_t, noise = pf.ops.diffuse(x0, *torch.rand(2, 2), 3)
+    with Zeros() as zeros:
+        torch.autograd.grad(x_t, x0, torch.ones_like(x_t))
+    assert zeros.made == 0
 
 
 def test_given_noise_has_a_gradient():
