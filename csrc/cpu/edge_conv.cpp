@@ -20,7 +20,7 @@
 namespace PF_NAMESPACE {
 namespace {
 
-constexpr int64_t kTilesAtOnce = 16;   // that are turned around, and whose pixels stay in the nearest cache
+constexpr int64_t kTilesAtOnce = 48;   // whole tiles of registers, whose pixels stay in the nearest caches
 constexpr int64_t kPlacesAtOnce = 96;  // that are turned around: whole tiles, and whole lines of a cache
 
 // Places from q on, of scratch memory with so many features in a row, to features that lie plane by plane.
@@ -128,8 +128,7 @@ void plain(const Call<T>& call, const S* weights, const S* copy, S* turned, T* o
     }
 }
 
-// Tiles in a tile of registers of so many vectors.
-constexpr int tile_rows_of(int vectors) { return vectors == 4 ? 4 : 6; }
+constexpr int kTiles = 6;  // tiles in a tile of registers
 constexpr float kLargest = 0x1p56f;  // numbers up to it have products and sums that float32 holds
 
 // The products in the order in which they are added, so that a sum that several places share is kept.
@@ -141,14 +140,14 @@ inline void factors_of_taps(const float* tap, float* to) {
     for (int i = 0; i < 3; ++i) to[3 * i + 2] = -to[3 * i + 2], to[6 + i] = -to[6 + i];
 }
 
-// to[2 v + h][r] = leaky ReLU of the sums at the places of tile r, null where there are none. `kept` has room for three
+// to[2 v + h][r] = leaky ReLU of the sums at the places of tile r, where it is not null. `kept` has room for three
 // tiles of registers: what is kept in registers itself leaves too few of them.
-template <int kVectors, int kRows, class T>
+template <int kVectors, class T>
 PF_FN void forward_tiles(const float* const* at, const int64_t* offset, int64_t terms, const float* weight,
-                         const float* bias, float slope, vfloat* kept, T* const (*to)[kRows], int64_t features,
+                         const float* bias, float slope, vfloat* kept, T* const (*to)[kTiles], int64_t features,
                          bool past_caches) {
     using V = vfloat;
-    constexpr int kAll = kRows * kVectors;
+    constexpr int kAll = kTiles * kVectors;
     V sums[kAll];
     const auto each = [](auto f) {
 #pragma GCC unroll 32
@@ -165,7 +164,7 @@ PF_FN void forward_tiles(const float* const* at, const int64_t* offset, int64_t 
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) by[v] = load<V>(weight + v * kLanes);
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; ++r) {
+            for (int r = 0; r < kTiles; ++r) {
                 const V pixel = spread<V>(at[r][from]);
 #pragma GCC unroll 4
                 for (int v = 0; v < kVectors; ++v) sums[r * kVectors + v] += pixel * by[v];
@@ -189,7 +188,7 @@ PF_FN void forward_tiles(const float* const* at, const int64_t* offset, int64_t 
             each([&](int i) { sums[i] = middle[i] + kept[x * kAll + i]; });
             add_product();
 #pragma GCC unroll 16
-            for (int r = 0; r < kRows; ++r)
+            for (int r = 0; r < kTiles; ++r)
                 if ((*to)[r]) write_place<kVectors>(sums + r * kVectors, slope, (*to)[r], features, past_caches);
         }
     }
@@ -209,31 +208,27 @@ void tiled(const Call<T>& call, const float* weights, const float* copy, float* 
                                bool past) {
             using Out = std::remove_pointer_t<decltype(to_first)>;
             with_vectors(chunk.vectors, [&](auto vectors) {
-                constexpr int kRows = tile_rows_of(vectors());
-                const float* at[kRows];
-                Out* to[4][kRows];
+                const float* at[kTiles];
+                Out* to[4][kTiles];
                 for (int64_t tile = 0, y = 0, x = 0; tile < rows * tiles.across;) {
-                    for (int r = 0; r < kRows; ++r) {  // what is too much repeats the last tile, and is not written
+                    for (int r = 0; r < kTiles; ++r) {  // what is too much repeats the last tile, and is not written
                         const bool some = tile < rows * tiles.across;
                         if (some)
                             at[r] = pixels + y * tiles.row() + tiles.corner(x);
                         else
                             at[r] = at[r - 1];
-                        for (int64_t i = 0; i < 4; ++i) {
-                            const int64_t fy = 2 * y + i / 2, fx = 2 * x + i % 2;
-                            const bool inside = some && 2 * first + fy < g.fh && fx < g.fw;
-                            to[i][r] = inside ? to_first + fy * row + fx * column : nullptr;
-                        }
+                        for (int64_t i = 0; i < 4; ++i)
+                            to[i][r] = some ? to_first + (2 * y + i / 2) * row + (2 * x + i % 2) * column : nullptr;
                         if (some && (++tile, ++x) == tiles.across) x = 0, ++y;
                     }
-                    vfloat kept[3 * kRows * vectors()];
-                    forward_tiles<vectors(), kRows, Out>(
+                    vfloat kept[3 * kTiles * vectors()];
+                    forward_tiles<vectors(), Out>(
                         at, call.offsets.data(), tiles.terms, weights + chunk.first * kProducts * tiles.terms,
                         call.biases.data() + chunk.first, call.slope, kept, to, features, past);
                 }
             });
         };
-        const int64_t y = 2 * first, places = (2 * rows < g.fh - y ? 2 * rows : g.fh - y) * g.fw;
+        const int64_t y = 2 * first, places = 2 * rows * g.fw;
         for (const Chunk& chunk : call.chunks) {
             if (call.last)
                 cover(chunk, out + y * g.feature[2] + chunk.first, g.feature[2], g.feature[3], g.k - chunk.first,
