@@ -15,8 +15,8 @@ torch's convolution, for everything else: in the middle of a network it runs at 
 of the weight, for which `_wide_conv.py` has a kernel where there are 32 channels and more on the image's side.
 
 For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
-rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. With a 4 x 4 kernel, stride 2 and
-results of even sizes, 3 -> 64 channels and the gradient of the weight take 9/16 of these products in float32
+rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. With a 4 x 4 kernel, stride 2
+and results of even sizes, 3 -> 64 channels and the gradient of the weight take 9/16 of these products in float32
 (csrc/cpu/edge_conv_tiles.h), beside 17 MB that are written or read; images, weights and sums that are not finite, or so
 large that sums of four might not be, take them all. The measured times stand in docs/benchmarks.md.
 
