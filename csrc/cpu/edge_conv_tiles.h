@@ -34,9 +34,10 @@ struct Tiles {
     const int64_t line = (length + 3 * kLanes - 1) / kLanes * kLanes;
     const int64_t terms = 4 * g.c;  // [channel][phase]
 
+    // Sums of fewer terms, vectors or places are too short to pay for what is done beside the products.
     static bool serve(const Geometry& g) {
         return std::is_same_v<S_of<T>, float> && g.kh == 4 && g.kw == 4 && g.s == 2 && g.fh % 2 == 0 && g.fw % 2 == 0 &&
-               g.fh * g.fw >= 16;
+               g.c >= 3 && g.k >= 64 && g.fh * g.fw >= 1024;
     }
     // Rows of tiles that have so many.
     int64_t rows_of(int64_t some) const { return across ? (some + across - 1) / across : 1; }

@@ -16,9 +16,9 @@ of the weight, for which `_wide_conv.py` has a kernel where there are 32 channel
 
 For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
 rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. With a 4 x 4 kernel, stride 2
-and results of even sizes, 3 -> 64 channels and the gradient of the weight take 9/16 of these products in float32
-(csrc/cpu/edge_conv_tiles.h), beside 17 MB that are written or read; images, weights and sums that are not finite, or so
-large that sums of four might not be, take them all. The measured times stand in docs/benchmarks.md.
+and so large results of even sizes, 3 -> 64 channels and the gradient of the weight take 9/16 of these products in
+float32 (csrc/cpu/edge_conv_tiles.h), beside 17 MB that are written or read; images, weights and sums that are not
+finite, or so large that sums of four might not be, take them all. The measured times stand in docs/benchmarks.md.
 
 Where no backend is asked for by name and the processor multiplies bfloat16 as it is, torch serves forward passes in
 bfloat16 of at least 32 products at a place and 2^25 in all, 24 and 2^23 channels-last, where it writes its result
