@@ -1,13 +1,8 @@
 // The weight gradient of a 4 x 4 convolution of stride 2 and padding 1 between wide layers, in 9/16 of its products.
 //
-// The rows and columns of the image split by parity into four phases, in each of which the convolution is one of 2 x 2
-// and stride 1. Along one axis, two places of features f0, f1 meet three pixels d0, d1, d2 of a phase and give both
-// taps with three products where four are plain (Winograd, "Arithmetic complexity of computations", 1980; Lavin and
-// Gray 2016 for networks):
-//     f0 d0 + f1 d1 = (d0 - d1) f0 + d1 (f0 + f1),     f0 d1 + f1 d2 = d1 (f0 + f1) - (d1 - d2) f1
-// so that tiles of 2 x 2 places take nine products, each of which is a matrix product over all tiles: the taps are
-// made of their sums at the end. Nothing is multiplied by another number than these, so that the error stays that of a
-// sum in another order, about twice as large at most.
+// Tiles of 2 x 2 places take nine products where sixteen are plain (winograd.h), each of which is a matrix product over
+// all tiles: the taps are made of their sums at the end. Factors are sums and differences of at most four numbers, so
+// that the error stays that of a sum in another order, about twice as large at most.
 //
 // A block of tiles is transformed into panels as wide as a tile of registers, which stay in the nearest caches while
 // they are multiplied; the sums of blocks are added in their order.
@@ -17,6 +12,7 @@
 
 #include "types.h"
 #include "threads.h"
+#include "winograd.h"
 
 #include "../export.h"
 
@@ -31,7 +27,7 @@ constexpr int64_t kPanel = kWide * kStep;
 constexpr int64_t kBlock = 128;  // tiles of a block: its panels of one product stay in the nearest cache
 constexpr int64_t kPitch = kBlock + 1;  // so that the products of a tile do not fall into one set of a cache
 constexpr int64_t kGroup = 16;  // tiles that are transformed together
-constexpr int kPhases = 4, kProducts = 9;
+constexpr int kPhases = 4;
 
 struct Sizes {
     int64_t n, c, h, w, k, oh, ow;
@@ -111,7 +107,8 @@ void lay_out_features(const Sizes& s, const float* feature, int64_t first, int64
         for (int64_t strip = 0; strip < s.strips(); ++strip) {
             const float* const p = at + strip * kStep;
             const V a = load<V>(p), b = load<V>(p + s.k), c = load<V>(p + below), d = load<V>(p + below + s.k);
-            const V all[9] = {a, a + b, b, a + c, (a + b) + (c + d), b + d, c, c + d, d};
+            V all[kProducts];
+            factors_of_four(a, b, c, d, all);
             for (int q = 0; q < kProducts; ++q) laid[q * apart + strip * kPitch + t] = all[q];
         }
     }
@@ -141,22 +138,6 @@ PF_FN void multiply(const float* f, const V* panel, int64_t tiles, bool first, V
         for (int v = 0; v < kWide; ++v) sums[r * kWide + v] = total[r][v];
 }
 
-// The four taps of a phase from its nine sums, `apart` vectors from each other.
-PF_FN void taps(const V* sums, int64_t apart, V* tap) {
-    V along[6];
-#pragma GCC unroll 3
-    for (int y = 0; y < 3; ++y) {
-        const V middle = sums[(3 * y + 1) * apart];
-        along[2 * y] = sums[3 * y * apart] + middle;
-        along[2 * y + 1] = middle - sums[(3 * y + 2) * apart];
-    }
-#pragma GCC unroll 2
-    for (int x = 0; x < 2; ++x) {
-        tap[x] = along[x] + along[2 + x];
-        tap[2 + x] = along[2 + x] - along[4 + x];
-    }
-}
-
 // The gradient of one feature: [c][4][4], or channels last.
 void finish(const Sizes& s, int64_t k, const V* sums, float* gradient, bool last) {
     for (int64_t panel = 0; panel < s.panels(); ++panel)
@@ -165,7 +146,7 @@ void finish(const Sizes& s, int64_t k, const V* sums, float* gradient, bool last
             for (int phase = 0; phase < kPhases; ++phase) {
                 const int64_t at = (phase * s.panels() + panel) * kProducts * s.k + k;
                 V tap[4];
-                taps(sums + at * kWide + v, s.k * kWide, tap);
+                taps_of_sums(sums + at * kWide + v, s.k * kWide, tap);
                 // An even phase has the taps 1 and 3 of an axis, an odd one 0 and 2.
                 for (int i = 0; i < 4; ++i) {
                     const int y = 2 * (i / 2) + 1 - phase / 2, x = 2 * (i % 2) + 1 - phase % 2;

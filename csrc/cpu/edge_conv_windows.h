@@ -72,6 +72,26 @@ struct Padded {
 
 constexpr int64_t kPastCaches = int64_t{12} << 20;  // bytes of an output that will not stay in a cache
 
+// Some vectors of sums, behind a leaky ReLU, to so many features of a place.
+template <int kVectors, class T, class V = Pack<T>, class S = S_of<T>>
+PF_FN void write_place(const V* sums, S slope, T* to, int64_t features, bool past_caches) {
+    constexpr int kStep = lanes<T>();
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+        V y = sums[v];
+        // -inf times 0 is not what a ReLU gives.
+        if (slope != 1) y = select(y <= 0, slope == 0 ? V{} : y * slope, y);
+        const int64_t some = features - v * kStep;
+        if (some <= 0) break;
+        if (some < kStep)
+            write_part(to + v * kStep, y, some);
+        else if (past_caches)
+            stream(to + v * kStep, y);
+        else
+            Storage<T>::write(to + v * kStep, y);
+    }
+}
+
 // to[r][v] = leaky ReLU of bias[v] + the sum over t of at[r][offset[t]] * weight[t][v], for so many places and
 // features.
 template <int kVectors, class T, class S = S_of<T>>
@@ -99,20 +119,7 @@ PF_FN void forward_tile(const S* const* at, const int64_t* offset, int64_t terms
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
         if (r >= places) break;
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-            V y = sums[r][v];
-            // -inf times 0 is not what a ReLU gives.
-            if (slope != 1) y = select(y <= 0, slope == 0 ? V{} : y * slope, y);
-            const int64_t some = features - v * kStep;
-            if (some <= 0) break;
-            if (some < kStep)
-                write_part(to[r] + v * kStep, y, some);
-            else if (past_caches)
-                stream(to[r] + v * kStep, y);
-            else
-                Storage<T>::write(to[r] + v * kStep, y);
-        }
+        write_place<kVectors>(sums[r], slope, to[r], features, past_caches);
     }
 }
 

@@ -15,12 +15,10 @@ torch's convolution, for everything else: in the middle of a network it runs at 
 of the weight, for which `_wide_conv.py` has a kernel where there are 32 channels and more on the image's side.
 
 For 64 images of 64 pixels, k4 s2 p1, on two AVX-512 threads of one core, 400 million operations take 1.2 ms at the
-rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. 64 -> 3 channels take 1.9 ms
-(torch 8.9 contiguous, 7.3 channels-last). 3 -> 64 take 1.6 to 2.1, channels-last 1.4 to 1.7, where torch is near the
-limit too (1.2 to 2.3, and three times as much where its result's memory is new), since 17 MB are written beside; the
-data gradient 2.0 to 2.4 (10, 6.9), the weight gradient 2.1 (3.3), channels-last 1.6 (2.4). 64 points of 100 to 512
-channels take 0.37 ms, 0.3 at the rate of multiply-adds, where torch's matrix product takes 0.8 and its transposed
-convolution 1.3.
+rate of multiply-adds, and 2.2 at that of torch's matrix product, which is no limit here. With a 4 x 4 kernel, stride 2
+and so large results of even sizes, 3 -> 64 channels and the gradient of the weight take 9/16 of these products in
+float32 (csrc/cpu/edge_conv_tiles.h), beside 17 MB that are written or read; images, weights and sums that are not
+finite, or so large that sums of four might not be, take them all. The measured times stand in docs/benchmarks.md.
 
 Where no backend is asked for by name and the processor multiplies bfloat16 as it is, torch serves forward passes in
 bfloat16 of at least 32 products at a place and 2^25 in all, 24 and 2^23 channels-last, where it writes its result
