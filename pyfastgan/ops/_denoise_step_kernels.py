@@ -15,6 +15,7 @@ from . import _backends
 from ._backends import choice as _choice
 from ._common import FEW, TYPE_NUMBER, accumulation, address, forward_mode, fresh, fresh_like
 from ._diffuse_kernels import column, launch, normals_like
+from ._random_kernels import place_of_seed
 from ._registry import Kernel, is_plain_call
 from .random import noise_arguments
 
@@ -269,14 +270,16 @@ def plain_step(
     prediction: Any,
     coefficients: Any,
     noise: Any,
+    made: tuple[Any, Any, Any, Any] | None,
     unconditional: Any,
     guidance: Any,
     histories: tuple[Any, Any, Any],
     clip: Any,
     return_x0: Any,
 ) -> tuple[Tensor, Tensor | None] | None:
-    """A call without made noise, learned variance or dynamic threshold on a CPU: contiguous tensors of one type that
-    nothing is recorded for. None for all else, calls with a mistake among them."""
+    """A call without learned variance or dynamic threshold on a CPU: contiguous tensors of one type that nothing is
+    recorded for. `made` is the seed, generator, stream and sample_offset of noise to be made. None for all else, calls
+    with a mistake among them."""
     if (
         _is_compiling()
         or _kernel is None
@@ -341,6 +344,14 @@ def plain_step(
         clip = math.nan
     elif not (type(clip) is float or type(clip) is int) or not 0 < clip < 1e38:
         return None
+    place, stream, offset = None, 0, 0
+    if made is not None:
+        seed, generator, stream, offset = made
+        if not (0 <= stream < 2**32 and 0 <= offset <= 2**32 - samples):
+            return None
+        place = place_of_seed(seed, generator)  # last, since it may draw
+        if place is None:
+            return None
     new = torch.empty_like if size <= FEW else fresh_like
     y = new(x)
     x0 = new(x) if return_x0 else None
@@ -364,10 +375,10 @@ def plain_step(
         TYPE_NUMBER[dtype],
         samples,
         size // samples,
-        None,
+        place,
         0,
-        0,
-        0,
+        stream,
+        offset,
         torch.get_num_threads(),
     )
     return y, x0

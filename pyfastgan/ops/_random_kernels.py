@@ -187,6 +187,24 @@ class _Seed(threading.local):
 _seed = _Seed()
 
 
+def place_of_seed(seed: Any, generator: Any) -> int | None:
+    """The address of a seed that is a number, or drawn where it is None; it stands until this thread's next. None for
+    all else, calls with a mistake among them."""
+    kept = _seed
+    if seed is None:
+        if generator is None:
+            kept.tensor.random_(_LOWEST, _HIGHEST)
+        elif type(generator) is torch.Generator and generator.device == _CPU:
+            kept.tensor.random_(_LOWEST, _HIGHEST, generator=generator)
+        else:
+            return None
+    elif type(seed) is int and generator is None and _LOWEST <= seed < 2**64:
+        kept.number[()] = seed if seed <= _HIGHEST else seed - 2**64
+    else:
+        return None
+    return kept.address
+
+
 def few_numbers(
     name: str,
     shape: Any,
@@ -225,24 +243,15 @@ def few_numbers(
     out = _empty(shape) if dtype is device is None else _empty(shape, dtype=dtype, device=device)
     if not out.is_cpu:
         return None
-    kept = _seed
-    if seed is None:
-        if generator is None:
-            kept.tensor.random_(_LOWEST, _HIGHEST)
-        elif type(generator) is torch.Generator and generator.device == _CPU:
-            kept.tensor.random_(_LOWEST, _HIGHEST, generator=generator)
-        else:
-            return None
-    elif type(seed) is int and generator is None and _LOWEST <= seed < 2**64:
-        kept.number[()] = seed if seed <= _HIGHEST else seed - 2**64
-    else:
+    place = place_of_seed(seed, generator)
+    if place is None:
         return None
     _DIRECT[name](
         out.data_ptr(),
         number,
         samples,
         elements,
-        kept.address,
+        place,
         0,
         stream,
         sample_offset,

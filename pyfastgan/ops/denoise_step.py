@@ -164,16 +164,20 @@ def denoise_step(
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
     if (
-        seed is variance is quantile is quantile_limit is generator is None
-        and (noise is not None) == add_noise
+        variance is quantile is quantile_limit is None
         and type(stream) is type(sample_offset) is int
-        and stream == sample_offset == 0
     ):
+        made = (seed, generator, stream, sample_offset) if add_noise and noise is None else None
         histories = (history1, history2, history3)
-        given = (noise, unconditional, guidance, histories, clip, return_x0)
-        found = plain_step(x, prediction, coefficients, *given)
-        if found is not None:
-            return found
+        if made or (
+            seed is generator is None
+            and (noise is not None) == add_noise
+            and stream == sample_offset == 0
+        ):
+            given = (noise, made, unconditional, guidance, histories, clip, return_x0)
+            found = plain_step(x, prediction, coefficients, *given)
+            if found is not None:
+                return found
     check_batch("x", x)
     # Read once: each costs as much as a check.
     shape, device = x.shape, x.device

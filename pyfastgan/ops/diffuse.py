@@ -39,6 +39,7 @@ from ._common import (
 )
 from ._diffuse_calls import bad_calls, rows, samples
 from ._diffuse_kernels import _backward, _forward, _noised, column, normals_like
+from ._random_kernels import place_of_seed
 from ._registry import Op, is_plain_call, register
 from .random import noise_seed
 
@@ -129,14 +130,21 @@ def check_batch(argument: str, x: object) -> None:
 _kernel = _backends.cpu_kernel("diffuse")
 
 
-def _given(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
-    """x_t by given noise on a CPU: contiguous tensors of one type that nothing is recorded for. None for all else,
-    calls with a mistake among them."""
+def _plain(
+    x0: Any,
+    alpha: Any,
+    sigma: Any,
+    noise: Any,
+    made: tuple[Any, Any, Any, Any] | None,
+    return_noise: Any,
+) -> tuple[Tensor, Tensor | None] | None:
+    """A call on a CPU with contiguous tensors of one type that nothing is recorded for. `made` is the seed, generator,
+    stream and sample_offset of noise to be made. None for all else, calls with a mistake among them."""
     if (
         _is_compiling()
         or _kernel is None
         or (_choice.name != "auto" and _choice.name != "cpu")
-        or not type(x0) is type(alpha) is type(sigma) is type(noise) is Tensor
+        or not type(x0) is type(alpha) is type(sigma) is Tensor
         or forward_mode()
         or not is_plain_call()
     ):
@@ -146,36 +154,51 @@ def _given(x0: Any, alpha: Any, sigma: Any, noise: Any) -> Tensor | None:
         not (dtype is torch.float32 or dtype is torch.float64)
         or len(shape) < 2
         or size == 0
-        or noise.dtype is not dtype
         or alpha.dtype is not dtype
         or sigma.dtype is not dtype
-        or noise.shape != shape
         or not alpha.dim() == sigma.dim() == 1
         or not alpha.numel() == sigma.numel() == shape[0]
-        or not (x0.is_cpu and noise.is_cpu and alpha.is_cpu and sigma.is_cpu)
-        or not (x0.is_contiguous() and noise.is_contiguous())
-        or not (alpha.is_contiguous() and sigma.is_contiguous())
-        or needs_grad(x0, alpha, sigma, noise)
+        or not (x0.is_cpu and alpha.is_cpu and sigma.is_cpu)
+        or not (x0.is_contiguous() and alpha.is_contiguous() and sigma.is_contiguous())
+        or needs_grad(x0, alpha, sigma)
     ):
         return None
-    x_t = torch.empty_like(x0) if size <= FEW else fresh_like(x0)
+    place, stream, offset = None, 0, 0
+    if made is not None:
+        seed, generator, stream, offset = made
+        if not (0 <= stream < 2**32 and 0 <= offset <= 2**32 - shape[0]):
+            return None
+        place = place_of_seed(seed, generator)  # last, since it may draw
+        if place is None:
+            return None
+    elif (
+        type(noise) is not Tensor
+        or noise.dtype is not dtype
+        or noise.shape != shape
+        or not (noise.is_cpu and noise.is_contiguous())
+        or needs_grad(noise)
+    ):
+        return None
+    new = torch.empty_like if size <= FEW else fresh_like
+    x_t = new(x0)
+    kept = new(x0) if made is not None and return_noise else None
     _kernel(
         x0.data_ptr(),
         alpha.data_ptr(),
         sigma.data_ptr(),
-        noise.data_ptr(),
+        None if made is not None else noise.data_ptr(),
         x_t.data_ptr(),
-        None,
+        None if kept is None else kept.data_ptr(),
         TYPE_NUMBER[dtype],
         shape[0],
         size // shape[0],
-        None,
+        place,
         0,
-        0,
-        0,
+        stream,
+        offset,
         torch.get_num_threads(),
     )
-    return x_t
+    return x_t, kept if made is not None or not return_noise else noise
 
 
 def diffuse(
@@ -210,15 +233,12 @@ def diffuse(
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value; the message names it.
     """
-    if (
-        noise is not None
-        and seed is generator is None
-        and type(stream) is type(sample_offset) is int
-        and stream == sample_offset == 0
-    ):
-        found = _given(x0, alpha, sigma, noise)
-        if found is not None:
-            return found, noise if return_noise else None
+    if type(stream) is type(sample_offset) is int:
+        made = (seed, generator, stream, sample_offset) if noise is None else None
+        if made or (seed is generator is None and stream == sample_offset == 0):
+            found = _plain(x0, alpha, sigma, noise, made, return_noise)
+            if found is not None:
+                return found
     check_batch("x0", x0)
     check_samples("alpha", alpha, x0)
     check_samples("sigma", sigma, x0)

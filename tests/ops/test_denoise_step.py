@@ -204,6 +204,35 @@ def test_the_short_way_is_the_long_one(dtype, given):
         assert (short is long is None) or torch.equal(short, long)
 
 
+@pytest.mark.parametrize("seed", [7, 2**64 - 1, -5, None])
+@pytest.mark.parametrize("own", [True, False])
+def test_noise_made_on_the_short_way_is_that_of_the_long_one(seed, own):
+    """Which coefficients that do not lie next to each other ask for."""
+    x, prediction = torch.randn(2, 3, 2, 5)
+    generator = torch.Generator() if own and seed is None else None
+    options = {"add_noise": True, "stream": 3, "sample_offset": 4, "generator": generator}
+    state = torch.get_rng_state()
+
+    def step(coefficients):
+        torch.set_rng_state(state) if generator is None else generator.manual_seed(1)
+        return pf.ops.denoise_step(x, prediction, coefficients, seed, **options)[0]
+
+    assert torch.equal(step(torch.ones(11)), step(torch.ones(22)[::2]))
+    first, second = (
+        pf.ops.denoise_step(x, prediction, torch.ones(11), seed, **options)[0] for _ in range(2)
+    )
+    assert torch.equal(first, second) == (seed is not None)
+
+
+@pytest.mark.parametrize("more", [{"stream": -1}, {"sample_offset": 2**32 - 1}, {"seed": 2**64}])
+def test_a_wrong_seed_is_refused_on_either_way(more):
+    x = torch.randn(2, 5)
+    with pytest.raises(ValueError, match=next(iter(more))):
+        pf.ops.denoise_step(x, x, torch.ones(11), **({"seed": 1, "add_noise": True} | more))
+    with pytest.raises(ValueError, match=next(iter(more))):
+        pf.ops.diffuse(x, x[:, 0].clone(), x[:, 1].clone(), **({"seed": 1} | more))
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -112,3 +112,14 @@ def test_given_noise_takes_a_short_way(dtype, size):
     long, none = pf.ops.diffuse(x, alpha, sigma, noise=noise, sample_offset=1, return_noise=False)
     assert none is None
     assert torch.equal(x_t, long)
+
+
+@pytest.mark.parametrize("return_noise", [True, False])
+def test_noise_made_on_the_short_way_is_that_of_the_long_one(return_noise):
+    """Which a seed in a tensor asks for."""
+    x, (alpha, sigma) = torch.randn(3, 2, 5), torch.randn(2, 3)
+    options = {"stream": 3, "sample_offset": 4, "return_noise": return_noise}
+    short = pf.ops.diffuse(x, alpha, sigma, 7, **options)
+    long = pf.ops.diffuse(x, alpha, sigma, torch.tensor(7), **options)
+    assert torch.equal(short[0], long[0])
+    assert torch.equal(short[1], long[1]) if return_noise else short[1] is long[1] is None
