@@ -43,9 +43,8 @@ def sparse_codes(x: Tensor, dictionary: Tensor, penalty: float, *, iterations: i
         raise ValueError(f"penalty must be above 0, got {penalty}")
     gram, target = dictionary @ dictionary.T, x @ dictionary.T
     small = gram if len(gram) <= x.shape[1] else dictionary.T @ dictionary
-    wide = (
-        small if x.dtype == torch.float64 else small.float()
-    )  # eigenvalues are not for half types
+    # There are no eigenvalues in half types.
+    wide = small if x.dtype == torch.float64 else small.float()
     largest = torch.linalg.eigvalsh(wide)[-1].to(x.dtype)
     step = 1 / largest.clamp(min=torch.finfo(x.dtype).tiny)
     codes = ahead = torch.zeros_like(target)
