@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # CMake, ninja and clang-format come from the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := $(shell find csrc kernels -type f -name '*.*') CMakeLists.txt setup.py
+SOURCES := $(shell find csrc kernels -type f -name '*.*' -not -name '*.pyc') CMakeLists.txt setup.py
 
 .PHONY: demo test test-pure sanitize portable bench lint format docs proofs gpu-check clean
 
