@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyfastgan._names import check_choice, nearest
-from pyfastgan.diffusion.diffusers_config import DIFFUSERS_KEYS, DIFFUSERS_REFUSED, diffusers_betas
+from pyfastgan._names import check_choice
+from pyfastgan.diffusion.diffusers_config import diffusers_tables
 from pyfastgan.diffusion.grid import Grid
 from pyfastgan.diffusion.prediction import PREDICTIONS
 from pyfastgan.ops import diffuse, gaussian_vlb
@@ -215,45 +215,8 @@ class NoiseSchedule:
         Raises:
             ValueError: a key is not known, or asks for what is not supported.
         """
-        if not isinstance(config, Mapping):
-            raise TypeError(f"config must be a mapping, got {type(config).__name__}")
-        config = {key: value for key, value in config.items() if not key.startswith("_")}
-        for key, value in config.items():
-            if key not in DIFFUSERS_KEYS:
-                raise ValueError(
-                    f"config has the unknown key {key!r}{nearest(key, DIFFUSERS_KEYS)}"
-                )
-            refused = DIFFUSERS_REFUSED.get(key)
-            if refused is not None and value not in refused:
-                raise ValueError(f"config: {key}={value!r} is not supported, only {refused}")
-        steps = config.get("num_train_timesteps", 1000)
-        check_number("config: num_train_timesteps", steps, int, at_least=1)
-        for key in ("beta_start", "beta_end", "shift"):
-            if key in config:
-                check_number(f"config: {key}", config[key], float, at_least=0)
-        if "shift" in config:
-            t = torch.linspace(1, steps, steps, dtype=torch.float32) / steps
-            shift = config["shift"]
-            t = shift * t / (1 + (shift - 1) * t)
-            return cls("flow", (1 - t) ** 2, t**2, t * steps, prediction="flow")
-        betas = diffusers_betas(config, steps)
-        if config.get("rescale_betas_zero_snr"):
-            root = torch.cumprod(1.0 - betas, 0).sqrt()
-            first, last = root[0].clone(), root[-1].clone()
-            squares = ((root - last) * (first / (first - last))) ** 2
-            betas = 1 - torch.cat((squares[:1], squares[1:] / squares[:-1]))
-        alpha_squared = torch.cumprod(1.0 - betas, 0)
-        # Schedulers that work on sigma, which clip nothing, keep the last level finite (where it stays the last).
-        finite = "timestep_spacing" in config and "clip_sample" not in config
-        if config.get("rescale_betas_zero_snr") and finite and bool(alpha_squared[-2:][0] > 2**-24):
-            alpha_squared[-1] = 2**-24
-        name = config.get("prediction_type", "epsilon")
-        known = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-        if name not in known:
-            raise ValueError(
-                f"config: prediction_type must be one of {', '.join(known)}, got {name!r}"
-            )
-        return cls("vp", alpha_squared, 1 - alpha_squared, prediction=known[name])
+        path, *tables, prediction = diffusers_tables(config)
+        return cls(path, *tables, prediction=prediction)
 
     def coefficients(
         self, level: Tensor, dtype: torch.dtype = torch.float32
