@@ -22,12 +22,13 @@ def draw_speedups(rows, path):
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("speed-up (1x = as fast)")
-    axes.legend()
-    save(figure, path)
+    save_bars(
+        figure,
+        axes,
+        [f"{row['name']}\n{row['shape']}" for row in rows],
+        "speed-up (1x = as fast)",
+        path,
+    )
 
 
 def draw_limits(rows, path):
@@ -42,12 +43,13 @@ def draw_limits(rows, path):
     axes.axvline(1, color=COLOURS["limit"], linewidth=1.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}x")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}, {row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("time over the limit (1x = the limit)")
-    axes.legend()
-    save(figure, path)
+    save_bars(
+        figure,
+        axes,
+        [f"{row['name']}, {row['shape']}" for row in rows],
+        "time over the limit (1x = the limit)",
+        path,
+    )
 
 
 def draw_groups(rows, values, path, label, names):
@@ -61,12 +63,7 @@ def draw_groups(rows, values, path, label, names):
         colour = COLOURS.get(name, OTHERS[k % len(OTHERS)])
         axes.barh(places, [value for _, value in found], 0.9 * width, color=colour, label=name)
     axes.set_xscale("log")
-    axes.margins(y=0.02)
-    axes.set_yticks(range(len(rows)), [f"{row['name']}\n{row['shape']}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.legend()
-    save(figure, path)
+    save_bars(figure, axes, [f"{row['name']}\n{row['shape']}" for row in rows], label, path)
 
 
 def timed(key):
@@ -111,6 +108,16 @@ def draw_sweeps(sweeps, path):
         axes.set(title=name, xlabel="elements", xscale="log", yscale="log")
     every[0][0].set_ylabel("nanoseconds an element")
     figure.legend(*every[0][-1].get_legend_handles_labels(), loc="outside right upper")
+    save(figure, path)
+
+
+def save_bars(figure, axes, names, label, path):
+    """Saves bars that are named from the top."""
+    axes.margins(y=0.02)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.legend()
     save(figure, path)
 
 
